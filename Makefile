@@ -1,0 +1,38 @@
+# Every target works from a fresh clone: it makes .venv, installs into it, and does its work there.
+# Another Python: make test PYTHON=python3.12. Newest versions instead of those that CI runs: make chat CONSTRAINTS=/dev/null.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+PYTEST_FLAGS ?= -n auto
+BIN := .venv/bin
+
+.PHONY: chat sql test lint install clean
+
+# A second run ends with the tool's exit code 2, since out/chat is not empty: its message says how to resume or go elsewhere.
+chat: .venv/.stamp
+	$(BIN)/tunekit sft recipes/chat.yaml
+
+sql: .venv/.stamp
+	$(BIN)/tunekit sft recipes/sql.yaml
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: .venv/.stamp-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: .venv/.stamp
+
+# torch first: its version, and with it the choice of a CPU or CUDA build, is settled before anything that depends on it.
+.venv/.stamp: EXTRAS := gguf
+.venv/.stamp-test: EXTRAS := gguf,test
+.venv/.stamp .venv/.stamp-test: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+	touch $@
+
+# out/ stays: it holds trained models.
+clean:
+	rm -rf .venv *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find tunekit tests -name __pycache__ -type d -prune -exec rm -rf {} +

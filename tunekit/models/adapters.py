@@ -1,0 +1,68 @@
+"""Which weights are trained: LoRA through peft (this is the only door to it), or all of them less the frozen ones."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunekit.errors import RecipeError
+
+log = logging.getLogger("tunekit")
+
+__all__ = ["AutoPeftModelForCausalLM", "PeftModel", "add_lora", "freeze", "load_adapter", "trained_parameters"]
+
+ROUTERS = ("gate", "router")  # of mixture-of-experts layers: linear by type, but LoRA on them unbalances the experts
+
+
+def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **options: Any) -> PeftModel:
+    """Puts LoRA (Hu et al. 2021, arXiv:2106.09685) beside the target modules; the adapter's weights are fp32.
+
+    `options` are peft's `LoraConfig` names: `target_modules`, `target_parameters`, `use_rslora`, `use_dora`,
+    `init_lora_weights`, `modules_to_save`. Raises `RecipeError` where peft refuses them or finds no target.
+    """
+    if options.get("target_modules") == "all-linear":
+        routers = {name.rpartition(".")[2] for name, _ in model.named_modules()}.intersection(ROUTERS)
+        options["exclude_modules"] = sorted(routers) or None
+    try:
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)
+        return get_peft_model(model, config)  # type: ignore[return-value]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        raise RecipeError(f"adapter: {error}", f"Linear modules of this model: {', '.join(sorted(linear))}") from error
+
+
+def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
+    """The adapter folder at `path` on top of its base model, for inference."""
+    return PeftModel.from_pretrained(model, path)
+
+
+def freeze(model: PreTrainedModel, layers: Sequence[int], embeddings: bool) -> None:
+    """Takes decoder layers (by index) and the token embeddings (with a tied head) out of training.
+
+    Raises `RecipeError` for an index that the model does not have, or when nothing is left to train.
+    """
+    stack = next((m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)), None)
+    count = 0 if stack is None else len(stack)
+    missing = [index for index in layers if index >= count]
+    if missing:
+        raise RecipeError(f"freeze.layers: {missing[0]}: the model has layers 0 to {count - 1}")
+    for index in layers:
+        stack[index].requires_grad_(False)  # type: ignore[index]
+    if embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError("freeze: every weight of the model is frozen: nothing is left to train")
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; says how many of how many."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    count = sum(parameter.numel() for parameter in trained.values())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    log.info("training %s of %s weights (%.2f %%)", f"{count:,}", f"{total:,}", 100 * count / total)
+    assert all(parameter.dtype == torch.float32 for parameter in trained.values()), "trained weights stay fp32"
+    return trained

@@ -1,0 +1,85 @@
+"""Causal attention over segments: examples that lie in one flat row and cannot see each other.
+
+A batch is one row of tokens, `(1, T)`, and the lengths of the segments it is made of. The attention function registered
+here with transformers splits queries, keys and values at the segment borders and attends inside each segment, so that the
+cost is the sum of the squared lengths and no `(T, T)` mask exists. Without segments (generation, padded batches) it is
+transformers' own scaled-dot-product attention.
+
+Axes: B batch (1 here), H query heads, K key/value heads, T tokens of the row, L tokens of one segment, D head width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SEGMENTS = "tunekit_segments"
+
+
+def segment_inputs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """The keyword arguments that make a forward pass over one flat row see `lengths` separate examples.
+
+    The empty four-dimensional mask says "already prepared": transformers hands it on untouched instead of building a
+    `(T, T)` mask, and the attention below never reads it.
+    """
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return {
+        "position_ids": positions[None].to(device),
+        "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
+        "segments": tuple(lengths),
+        "use_cache": False,
+    }
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query (1, H, T, D)` to `key`, `value (1, K, T, D)` inside each segment; returns `(1, T, H, D)`.
+
+    `sliding_window` (tokens, the current one included) is honoured; a model with soft-capped scores or attention sinks
+    raises `NotImplementedError`, on which the caller falls back to padded batches and the model's own attention.
+    """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("attention with soft-capped scores or sinks")
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    grouped = query.shape[1] != key.shape[1]
+    outputs = []
+    for q, k, v in zip(query.split(segments, 2), key.split(segments, 2), value.split(segments, 2), strict=True):
+        window = _banded(q.shape[2], sliding_window, q.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, window, dropout, is_causal=window is None, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _banded(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """The `(L, L)` mask of a causal sliding window, or None where the segment is no longer than the window."""
+    if sliding_window is None or length <= sliding_window:
+        return None
+    allowed = torch.ones(length, length, dtype=torch.bool, device=device)
+    return allowed.tril().triu(1 - sliding_window)
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionMaskInterface.register(SEGMENTS, sdpa_mask)

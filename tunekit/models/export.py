@@ -1,0 +1,95 @@
+"""The artefact: a folder that plain transformers or peft loads, proven by a fresh process before a run says "done"."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunekit.errors import StorageError
+from tunekit.models.load import PASSPORT
+
+PROMPTS = (
+    "The capital of France is",
+    "Write a short poem about the sea.",
+    "SELECT name FROM employees WHERE",
+    "1, 1, 2, 3, 5, 8, 13,",
+)
+
+
+@torch.no_grad()
+def fixed_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """fp32 logits `(L, V)` of `model` on each of the fixed prompts, one prompt a forward pass."""
+    model.eval()
+    logits = {}
+    for i, prompt in enumerate(PROMPTS):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+        logits[str(i)] = model(ids, use_cache=False).logits[0].float().cpu().contiguous()
+    return logits
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Maximum absolute difference of two sets of fixed logits."""
+    return max(float((first[key] - second[key]).abs().max()) for key in first)
+
+
+def bound(dtype: torch.dtype) -> float:
+    """What rounding may move a logit by when the same weights are loaded or merged again."""
+    return 1e-3 if dtype == torch.float32 else 0.25
+
+
+@contextmanager
+def serving_attention(causal: PreTrainedModel) -> Iterator[None]:
+    """Within the block `causal` attends as a freshly loaded model does, so that logits compare bit for bit."""
+    trained_with = causal.config._attn_implementation
+    causal.set_attn_implementation("sdpa" if causal._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(trained_with)
+
+
+def save_artefact(
+    model: nn.Module,
+    causal: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    passport: dict[str, Any],
+) -> None:
+    """Writes weights (or the adapter alone), tokenizer with its template, generation config and passport to `folder`."""
+    generation = GenerationConfig.from_dict(causal.generation_config.to_dict())  # type: ignore[union-attr]
+    generation.eos_token_id = sorted({*_as_list(generation.eos_token_id), *_as_list(tokenizer.eos_token_id)})
+    generation.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)  # type: ignore[operator]
+    generation.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
+
+
+def verify_in_fresh_process(folder: Path, logits: dict[str, Tensor], dtype: torch.dtype) -> float:
+    """Loads `folder` with plain transformers/peft in another process; the largest difference of its logits to `logits`.
+
+    Raises `StorageError` with what that process said if it cannot load the folder.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / "logits.safetensors"
+        save_file(logits, expected)
+        command = [sys.executable, "-m", "tunekit.models.reload", str(folder), str(expected), str(dtype).split(".")[1]]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise StorageError(f"{folder}: a fresh process cannot load it:\n{process.stderr.strip()[-2000:]}")
+    return float(process.stdout.strip().splitlines()[-1])
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)

@@ -1,0 +1,149 @@
+"""Loads tokenizers and causal language models: hub ids, local folders, built-in names and our own run folders."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunekit.errors import MissingEnvironment, RecipeError
+from tunekit.models import builtin
+from tunekit.models.attention import SEGMENTS
+
+log = logging.getLogger("tunekit")
+
+PASSPORT = "tunekit.json"  # beside every artefact: what it was made from
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a model comes from: `name` as the user wrote it, `path` for `from_pretrained`, `revision` on the hub."""
+
+    name: str
+    path: str
+    revision: str | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        return (Path(self.path) / "adapter_config.json").is_file()
+
+
+def default_device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor multiplies it in hardware, else float32."""
+    if device.type == "cpu":
+        in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    elif device.type == "cuda":
+        in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        in_hardware = False
+    return torch.bfloat16 if in_hardware else torch.float32
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The recipe's `model.dtype`; `auto` asks the device."""
+    return default_dtype(device) if dtype == "auto" else DTYPES[dtype]
+
+
+def locate(name: str, revision: str | None = None) -> Location:
+    """Finds `name`: a built-in name, a folder of ours (the artefact lies in its `model/`), a local folder, a hub id.
+
+    Raises `RecipeError` for a folder that holds no model.
+    """
+    built = builtin.resolve(name)
+    if built is not None:
+        return Location(name, str(built))
+    folder = Path(name)
+    if not folder.exists():
+        if name.startswith((".", "/", "~")):
+            raise RecipeError(f"model: {name} does not exist", "Give a hub id, a local folder or a built-in name.")
+        return Location(name, name, revision)
+    for candidate in (folder / "model", folder):
+        if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
+            return Location(name, str(candidate.resolve()))
+    raise RecipeError(
+        f"model: {name} is a folder without config.json or adapter_config.json",
+        "A model folder has config.json; a run folder of tunekit has model/ once the run is done.",
+    )
+
+
+def base_of(adapter: Location) -> Location:
+    """The base model an adapter was trained on, from its passport (a built-in name is built again where it is missing)."""
+    passport = Path(adapter.path) / PASSPORT
+    if passport.is_file():
+        base = json.loads(passport.read_text())["base_model"]
+        return locate(base["name"], base["revision"])
+    config = json.loads((Path(adapter.path) / "adapter_config.json").read_text())
+    return locate(config["base_model_name_or_path"], config.get("revision"))
+
+
+def load_tokenizer(location: Location, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of `location`; `chat_template` is the path of a Jinja file that replaces (and is saved with) its own."""
+    tokenizer = _from_hub_or_disk(AutoTokenizer, location)
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"data.chat_template: {chat_template}: {error.strerror}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    location: Location, *, dtype: torch.dtype, device: torch.device, attn_implementation: str = "auto"
+) -> PreTrainedModel:
+    """A causal language model in `dtype` on `device`; attention `auto` is ours over segments where the model takes it."""
+    auto = attn_implementation == "auto"
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    try:
+        model = _from_hub_or_disk(
+            AutoModelForCausalLM, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
+        )
+    except (ValueError, ImportError) as error:
+        if not auto:
+            raise MissingEnvironment(f"model.attn_implementation: {attn_implementation}: {error}") from error
+        log.info("%s does not take a registered attention function: using its own", location.name)
+        model = _from_hub_or_disk(AutoModelForCausalLM, location, **options)
+    return model.to(device)  # type: ignore[no-any-return]
+
+
+def context_length(location: Location) -> int | None:
+    """Tokens the model was made for (`max_position_embeddings`), or None where its config does not say."""
+    config = _from_hub_or_disk(AutoConfig, location).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def weights_hash(location: Location) -> str | None:
+    """sha256 over the safetensors files of a local folder; None for a hub id, which its commit identifies."""
+    files = sorted(Path(location.path).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if files else None
+
+
+def _from_hub_or_disk(auto_class: Any, location: Location, **options: Any) -> Any:
+    """`auto_class.from_pretrained`, its "not found" errors told to people."""
+    try:
+        return auto_class.from_pretrained(
+            location.path, revision=location.revision or "main", trust_remote_code=False, **options
+        )
+    except OSError as error:
+        if Path(location.path).is_dir():
+            raise RecipeError(f"model: {location.path} cannot be loaded: {error}") from error
+        raise MissingEnvironment(
+            f"model: {location.name} is no local folder, no built-in name and cannot be had from the hub: {error}",
+            f"Built-in names: {', '.join(builtin.BUILTIN)}, tiny-random/<architecture>. "
+            "Without a network, give the path of a downloaded folder.",
+        ) from error

@@ -1,0 +1,133 @@
+"""The policy: a batch goes in, the log-probabilities of its trained tokens come out.
+
+The vocabulary projection runs only at positions that predict a trained token, in chunks (ops/logprobs.py). Two facts about
+the model are not assumed but tried at start (`prove`): that examples packed into one row cannot see each other, and that
+backbone, head and softmax give the log-probabilities of the model's own forward pass. Where the first fails, batches are
+padded; where the second fails (soft-capped logits, a head with an adapter), the model's own head is used.
+
+Axes: T tokens, N trained tokens, E hidden width, V vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunekit.data.batch import Batch, flat_batch, padded_batch
+from tunekit.data.rows import Tokens
+from tunekit.models.attention import SEGMENTS, segment_inputs
+from tunekit.ops.logprobs import token_logprobs
+
+log = logging.getLogger("tunekit")
+
+
+class Policy(nn.Module):
+    """Wraps `model` (a causal language model, with or without adapters); `dtype` is what matrix products run in."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, pad_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.pad_id = pad_id
+        self.flat = self.causal.config._attn_implementation == SEGMENTS
+        self.chunked_head = type(self.causal.get_output_embeddings()) is nn.Linear
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The transformers model, below peft's wrapper if there is one."""
+        return self.model if isinstance(self.model, PreTrainedModel) else self.model.get_base_model()  # type: ignore
+
+    def batch(self, rows: Sequence[Tokens]) -> Batch:
+        """Lays `rows` out the way this model takes them, on its device."""
+        batch = flat_batch(rows) if self.flat else padded_batch(rows, self.pad_id)
+        return batch.to(self.causal.device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probabilities, in nats and fp32, of the batch's targets: `(N,)`."""
+        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self._needs_autocast):
+            if self.chunked_head:
+                hidden = self.causal.base_model(batch.input_ids, **self._layout(batch)).last_hidden_state
+                hidden = hidden.flatten(0, 1)[batch.predictors]
+            else:
+                logits = self._own_logits(batch)
+        if not self.chunked_head:
+            return torch.log_softmax(logits.float(), -1).gather(1, batch.targets[:, None]).squeeze(1)
+        weight = self.causal.get_output_embeddings().weight.to(self.dtype)  # type: ignore[union-attr]
+        return token_logprobs(hidden, weight, batch.targets)
+
+    @property
+    def _needs_autocast(self) -> bool:
+        """Full fine-tuning keeps fp32 weights and computes in `dtype`; a frozen base is already stored in it."""
+        return self.causal.dtype != self.dtype
+
+    def _layout(self, batch: Batch) -> dict[str, Any]:
+        if batch.segments is not None:
+            return segment_inputs(batch.segments, batch.input_ids.device)
+        return {"attention_mask": batch.attention_mask, "use_cache": False}
+
+    def _own_logits(self, batch: Batch) -> Tensor:
+        """`(N, V)` from the model's own head; a flat row is one sequence, so only the predicting positions are projected."""
+        if batch.segments is not None:
+            output = self.causal(batch.input_ids, logits_to_keep=batch.predictors, **self._layout(batch))
+            return output.logits[0]  # type: ignore[no-any-return]
+        return self.causal(batch.input_ids, **self._layout(batch)).logits.flatten(0, 1)[batch.predictors]
+
+    def prove(self, rows: Sequence[Tokens]) -> None:
+        """Tries the flat layout and the chunked head on two examples, and says aloud what it falls back to."""
+        examples = [_probe_of(row) for row in rows[:2]]
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            apart = torch.cat([self._reference(row) for row in examples])
+            if self.flat and (problem := self._flat_problem(examples, apart)):
+                log.info("packed rows are not safe on this model (%s): batches are padded", problem)
+                self.flat = False
+                self.causal.set_attn_implementation("sdpa" if self.causal._supports_sdpa else "eager")
+            if self.chunked_head and not _close(self(self.batch(examples)), apart, self.dtype):
+                log.info("the head of this model is more than a matrix product: its own forward pass is used")
+                self.chunked_head = False
+        self.train(training)
+
+    def _reference(self, row: Tokens) -> Tensor:
+        """What the model's own forward pass, alone on one example, says of its trained tokens."""
+        batch = padded_batch([row], self.pad_id).to(self.causal.device)
+        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self._needs_autocast):
+            logits = self.causal(batch.input_ids, use_cache=False).logits[0, batch.predictors]
+        return torch.log_softmax(logits.float(), -1).gather(1, batch.targets[:, None]).squeeze(1)
+
+    def _flat_problem(self, examples: Sequence[Tokens], apart: Tensor) -> str:
+        """Why two examples in one row are not what they are apart, or ''.
+
+        Isolation is exact: other tokens in the first example must not move the second by one bit. Equality with the
+        examples apart is up to rounding, because products of other shapes round differently.
+        """
+        chunked, self.chunked_head = self.chunked_head, False
+        try:
+            first, second = examples
+            other = Tokens(np.roll(first.ids, 1), first.trained, first.source)
+            packed = self(self.batch([first, second]))
+            disturbed = self(self.batch([other, second]))
+        except (NotImplementedError, TypeError, RuntimeError, ValueError, IndexError) as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self.chunked_head = chunked
+        count = int(second.trained.sum())
+        if not torch.equal(packed[-count:], disturbed[-count:]):
+            return "one example sees the other"
+        return "" if _close(packed, apart, self.dtype) else "log-probabilities differ from those apart"
+
+
+def _probe_of(row: Tokens) -> Tokens:
+    """The first 32 tokens of a row, all of them scored."""
+    ids = row.ids[:32]
+    return Tokens(ids, np.arange(len(ids)) > 0, row.source)
+
+
+def _close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
+    """Equal up to rounding: the mean difference in nats, which contamination or a wrong head moves by tenths."""
+    bound = 1e-3 if dtype == torch.float32 else 0.05
+    return bool((ours - theirs).abs().mean() < bound)

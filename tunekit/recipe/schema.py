@@ -1,0 +1,277 @@
+"""What a recipe may say: one frozen model for each section, a field for each key.
+
+A model says what a value must be on its own; `rules.py` says which values go together, `derive.py` fills in what was
+left out.
+A field typed `Derived[...]` may be left out or null in a file and is never None in a loaded recipe.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_LAYER = 9999
+LEFT_OUT: Any = None
+SYNONYMS = {
+    ("train", "gradient_checkpointing"): ("train", "activation_checkpointing"),
+}
+
+
+def _null_or(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return None if value is None else check(value)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _layers(value: Any) -> Any:
+    """`"0-3,7"` as (0, 1, 2, 3, 7); a list stays what it is."""
+    if not isinstance(value, str):
+        return _as_tuple(value)
+    layers: set[int] = set()
+    for part in value.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise PydanticCustomError("layers", 'must be ranges such as "0-19" or "0-3,7", or a list of layer numbers')
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def _rows_or_share(value: float | int | None) -> float | int | None:
+    if value is None or (isinstance(value, int) and value >= 0) or 0 < value < 1:
+        return value
+    raise PydanticCustomError("eval_split", "must be a share of rows between 0 and 1, or a number of rows (0: none)")
+
+
+T = TypeVar("T")
+Derived = Annotated[T, WrapValidator(_null_or)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Text], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Layer = Annotated[int, Field(ge=0, le=MAX_LAYER)]
+
+
+class Section(BaseModel):
+    """What all sections share: immutable, no unknown key, no conversion between types, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    name_or_path: Text = Field(description="Hub id, local folder, or built-in name such as smollm2-135m-instruct.")
+    revision: Text | None = Field(
+        default=None, description="Commit, tag or branch of the hub repository; null: its main branch."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="Precision of the frozen weights; auto: bfloat16 where the processor computes in it.",
+    )
+    attn_implementation: Text = Field(
+        default="auto", description="Attention kernel by transformers' name; auto: the best that isolates rows."
+    )
+
+
+class Adapter(Section):
+    type: Literal["none", "lora"] = Field(
+        default="none", description="none trains the model's own weights, lora a low-rank adapter."
+    )
+    r: Count = Field(default=16, description="Rank of the adapter.")
+    alpha: Derived[Positive] = Field(
+        default=LEFT_OUT, description="Scale of the adapter: its output is multiplied by alpha / r. Derived: 2 r."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the input of the adapter.")
+    target_modules: Text | Names = Field(
+        default="all-linear",
+        description="Modules that get an adapter: all-linear, a list of name endings, or one regular expression.",
+    )
+    target_parameters: Names | None = Field(
+        default=None, description="Parameters (not modules) that get an adapter, such as fused experts."
+    )
+    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(r) instead (rank-stabilised LoRA).")
+    use_dora: bool = Field(default=False, description="Learn magnitude and direction apart (DoRA).")
+    init_lora_weights: bool | Text = Field(
+        default=True, description="How the adapter starts: true, false, or a scheme of peft's by name."
+    )
+    modules_to_save: Names | None = Field(
+        default=None, description="Modules trained in full and saved beside the adapter."
+    )
+
+
+class Freeze(Section):
+    layers: Annotated[tuple[Layer, ...], BeforeValidator(_layers)] = Field(
+        default=(), description='Decoder layers that stay as they are, from 0: "0-19", "0-3,7" or a list.'
+    )
+    embeddings: bool = Field(default=False, description="Whether the token embeddings stay as they are.")
+
+
+class Source(Section):
+    path: Text = Field(description="A JSONL, JSON, CSV or parquet file, a folder, or a data set of the hub.")
+    name: Text | None = Field(default=None, description="Configuration of a hub data set.")
+    split: Text | None = Field(default=None, description="Split of a hub data set; null: train.")
+    revision: Text | None = Field(default=None, description="Commit, tag or branch of the hub repository.")
+    data_files: Text | Names | None = Field(
+        default=None, description="Files to read inside a folder or hub repository."
+    )
+    format: Literal["auto", "messages", "prompt_completion", "text", "alpaca", "sharegpt"] = Field(
+        default="auto", description="How the rows are written; auto: detected from the columns, and said."
+    )
+
+
+class Data(Section):
+    train: Annotated[list[Source], Field(min_length=1)] = Field(description="Where the training rows come from.")
+    eval: Annotated[list[Source], Field(min_length=1)] | None = Field(
+        default=None, description="Where the held-out rows come from."
+    )
+    eval_split: Annotated[float | int | None, AfterValidator(_rows_or_share)] = Field(
+        default=None,
+        description="Training rows to hold out: a share, a number, 0: none; null: 10 %, at most 100. Excludes eval.",
+    )
+    max_length: Count | None = Field(
+        default=None, description="Most tokens in a row; null: the model's context length."
+    )
+    overlong: Literal["error", "drop", "truncate"] = Field(
+        default="error", description="What happens to a row longer than max_length."
+    )
+    packing: bool = Field(default=False, description="Lay several rows, isolated from each other, into one sequence.")
+    loss_on: Literal["assistant", "last", "completion", "all"] = Field(
+        default="assistant",
+        description="Which tokens are trained: all assistant turns, the last one, the completion, or all.",
+    )
+    chat_template: Text | None = Field(
+        default=None, description="A Jinja file used, and saved, instead of the tokenizer's own template."
+    )
+    system: str | None = Field(default=None, description="System prompt for conversations that have none.")
+
+
+class Train(Section):
+    learning_rate: Derived[Positive] = Field(
+        default=LEFT_OUT, description="Peak learning rate. Derived: 2e-4 with an adapter, 2e-5 without."
+    )
+    num_train_epochs: Positive = Field(default=3.0, description="Passes over the training rows.")
+    max_steps: Count | None = Field(
+        default=None, description="Optimizer steps after which training ends, whatever the epochs say."
+    )
+    per_device_train_batch_size: Count = Field(
+        default=8, description="Rows in one forward and backward pass on one device."
+    )
+    gradient_accumulation_steps: Derived[Count] = Field(
+        default=LEFT_OUT, description="Passes added up for one optimizer step. Derived: from global_batch_size, else 1."
+    )
+    global_batch_size: Count | None = Field(
+        default=None, description="Rows in one optimizer step, instead of gradient_accumulation_steps."
+    )
+    optim: Text = Field(default="adamw_torch", description="Optimizer by transformers' name.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Learning rate after the warm-up."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Optimizer steps of linear warm-up."
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of all steps spent on linear warm-up; excludes warmup_steps, and is 0.03 without it.",
+    )
+    max_grad_norm: Positive = Field(default=1.0, description="Gradients are scaled down to this norm.")
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Recompute activations in the backward pass: less memory, more time (or: gradient_checkpointing).",
+    )
+    sampling: Literal["random", "sequential"] = Field(default="random", description="Order of the rows in each epoch.")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="Seed of everything that is random.")
+    logging_steps: Count = Field(default=1, description="Optimizer steps between two lines of metrics.")
+
+
+class Eval(Section):
+    steps: Count | None = Field(
+        default=None, description="Optimizer steps between evaluations; null: at the end of each epoch."
+    )
+    per_device_eval_batch_size: Count = Field(default=8, description="Rows in one forward pass on one device.")
+    metrics: list[Text] = Field(default=[], description="Metrics on generated answers, besides loss and perplexity.")
+    max_new_tokens: Count = Field(default=128, description="Longest generated answer, for the metrics that need one.")
+    metric_for_best_model: Text = Field(
+        default="eval_loss", description="Metric that decides which checkpoint is best."
+    )
+    greater_is_better: Derived[bool] = Field(
+        default=LEFT_OUT, description="Direction of that metric. Derived: false for loss and perplexity, else true."
+    )
+    early_stopping_patience: Count | None = Field(
+        default=None, description="Evaluations without improvement after which training ends."
+    )
+    load_best_model_at_end: bool = Field(
+        default=False, description="Whether the result is the best checkpoint instead of the last."
+    )
+
+
+class Save(Section):
+    steps: Count = Field(default=100, description="Optimizer steps between checkpoints.")
+    total_limit: Count = Field(default=2, description="Checkpoints kept; older ones are deleted.")
+
+
+class Recipe(Section):
+    model: Model = Field(description="The model to start from.")
+    adapter: Adapter = Field(default=Adapter(), description="Which weights are trained.")
+    freeze: Freeze | None = Field(
+        default=None, description="Parts of the model that stay as they are; only with adapter: none."
+    )
+    data: Data = Field(description="The rows, and which of their tokens are trained.")
+    train: Train = Field(default=Train(), description="How the weights are updated.")
+    eval: Eval = Field(default=Eval(), description="How and when held-out rows are measured.")
+    save: Save = Field(default=Save(), description="When checkpoints are written.")
+    output_dir: Text = Field(description="Folder that receives all that the run writes.")
+    run_name: Text | None = Field(default=None, description="Name of the run in the trackers.")
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="Trackers that receive the metrics, besides metrics.jsonl."
+    )
+    resume: Text = Field(
+        default="never",
+        description="auto: from the newest good checkpoint in output_dir; never; or a checkpoint's path.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, raw: Any) -> Any:
+        return expand(raw)
+
+
+def _sources(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [value]
+    return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
+def expand(raw: Any) -> Any:
+    """The recipe with `model: x`, `adapter: lora`, `data: x`, `data.train: x` and `report_to: x` in their long forms. Idempotent."""
+    if not isinstance(raw, dict):
+        return raw
+    raw = dict(raw)
+    for section, key in (("model", "name_or_path"), ("adapter", "type"), ("data", "train")):
+        if isinstance(raw.get(section), str):
+            raw[section] = {key: raw[section]}
+    if isinstance(raw.get("report_to"), str):
+        raw["report_to"] = [raw["report_to"]]
+    if isinstance(raw.get("data"), dict):
+        raw["data"] = {
+            key: _sources(value) if key in ("train", "eval") else value for key, value in raw["data"].items()
+        }
+    for (section, theirs), (_, ours) in SYNONYMS.items():
+        keys = raw.get(section)
+        if isinstance(keys, dict) and theirs in keys and ours not in keys:
+            raw[section] = {ours if key == theirs else key: value for key, value in keys.items()}
+    return raw

@@ -1,0 +1,189 @@
+"""From a recipe to the parts of a run. With the stages themselves, the only place below the command line that reads one."""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tunekit.data import formats, sources
+from tunekit.data.plan import Plan
+from tunekit.data.prepare import Prepared, fingerprint, prepare, split
+from tunekit.data.prompts import Prompt, prompts_of
+from tunekit.data.rows import Conversation, Text
+from tunekit.errors import RecipeError
+from tunekit.models import adapters
+from tunekit.models.load import Location, context_length, load_model, load_tokenizer, locate, resolve_dtype
+from tunekit.models.policy import Policy
+from tunekit.recipe.schema import Recipe, Source
+from tunekit.train import checkpoint
+from tunekit.train.engine import Engine
+from tunekit.train.loop import Evaluate, Schedule, Training, restore
+from tunekit.train.optim import make_optimizer, make_schedule
+from tunekit.train.report import MetricsFile
+from tunekit.train.step import Objective
+
+log = logging.getLogger("tunekit")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model a run starts from, before anything heavy is loaded."""
+
+    location: Location
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is trained on, what is held out (None: nothing), and the prompts of the held-out rows."""
+
+    train: Prepared
+    held_out: Prepared | None
+    prompts: list[Prompt]
+
+    def manifest(self) -> dict[str, Any]:
+        """Counts and content hashes, for `manifest.json`."""
+        parts = {"train": self.train} | ({"held_out": self.held_out} if self.held_out else {})
+        return {
+            name: {**asdict(part.summary), "sha256": fingerprint(part.tokens)} for name, part in parts.items()
+        }
+
+
+def find_base(recipe: Recipe) -> Base:
+    """Raises `RecipeError` for an adapter: training starts from whole weights."""
+    location = locate(recipe.model.name_or_path, recipe.model.revision)
+    if location.is_adapter:
+        raise RecipeError(
+            f"model: {location.name} is an adapter",
+            f"Merge it first (tunekit merge {location.name}) and name the merged folder as the model.",
+        )
+    return Base(location, load_tokenizer(location, recipe.data.chat_template))
+
+
+def read_rows(recipe: Recipe, base: Base) -> Rows:
+    """Reads, splits, renders and checks the data; what was found is said aloud."""
+    data = recipe.data
+    rows = _convert(data.train)
+    if data.eval:
+        held_out = _convert(data.eval)
+    else:
+        rows, held_out = split(rows, data.eval_split, recipe.train.seed)
+    max_length = data.max_length or context_length(base.location)
+
+    def prepared(part: list[Conversation | Text], name: str) -> Prepared:
+        log.info("%s data:", name)
+        return prepare(
+            part, base.tokenizer, max_length=max_length, loss_on=data.loss_on, overlong=data.overlong, system=data.system
+        )
+
+    train = prepared(rows, "training")
+    return Rows(train, prepared(held_out, "held-out") if held_out else None, prompts_of(held_out, data.system))
+
+
+def _convert(parts: tuple[Source, ...]) -> list[Conversation | Text]:
+    rows: list[Conversation | Text] = []
+    for part in parts:
+        where = part.model_dump(exclude={"path", "format"})
+        rows += formats.convert(sources.read(part.path, **where), part.format)
+    return rows
+
+
+def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Policy:
+    """The model with what is trained in it: an adapter beside a base in the compute dtype, or fp32 weights of its own."""
+    compute = resolve_dtype(recipe.model.dtype, engine.device)
+    lora = recipe.adapter.type == "lora"
+    stored = compute if lora else resolve_dtype("float32", engine.device)
+    log.info("model %s on %s: %s products, float32 trained weights", base.location.name, engine.device, compute)
+    model: Any = load_model(
+        base.location, dtype=stored, device=engine.device, attn_implementation=recipe.model.attn_implementation
+    )
+    if lora:
+        model = adapters.add_lora(model, **recipe.adapter.model_dump(exclude={"type"}))
+    elif recipe.freeze is not None:
+        adapters.freeze(model, recipe.freeze.layers, recipe.freeze.embeddings)
+    policy = Policy(model, compute, base.tokenizer.pad_token_id)
+    policy.prove([rows.train.tokens[0], rows.train.tokens[-1]])
+    if recipe.data.packing and not policy.flat:
+        raise RecipeError(
+            f"data.packing: true: packed examples would see each other in {base.location.name} with "
+            f"model.attn_implementation: {recipe.model.attn_implementation}",
+            "Set data.packing: false: batches are then padded."
+            + ("" if recipe.model.attn_implementation == "auto" else " Or model.attn_implementation: auto."),
+        )
+    if recipe.train.activation_checkpointing:
+        policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy.train()
+
+
+def make_training(
+    recipe: Recipe, rows: Rows, policy: Policy, objective: Objective, evaluate: Evaluate, engine: Engine, folder: Path
+) -> Training:
+    """The parts of the loop, at step 0."""
+    settings, lengths = recipe.train, tuple(len(row.ids) for row in rows.train.tokens)
+    plan = Plan(
+        lengths=lengths,
+        batch_size=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        sampling=settings.sampling,
+        pack_to=(recipe.data.max_length or max(lengths)) if recipe.data.packing else None,
+    )
+    warmup = settings.warmup_steps
+    if warmup is None:
+        warmup = round(settings.warmup_ratio * plan.num_steps)
+    parameters = adapters.trained_parameters(policy)
+    optimizer = make_optimizer(settings.optim, parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    evaluation = recipe.eval.model_dump(
+        include={"metric_for_best_model", "greater_is_better", "early_stopping_patience"}
+    )
+    return Training(
+        policy=policy,
+        objective=objective,
+        rows=rows.train.tokens,
+        plan=plan,
+        parameters=parameters,
+        optimizer=optimizer,
+        learning_rate=make_schedule(settings.lr_scheduler_type, optimizer, warmup_steps=warmup, num_steps=plan.num_steps),
+        max_grad_norm=settings.max_grad_norm,
+        engine=engine,
+        evaluate=evaluate,
+        schedule=Schedule(
+            save_steps=recipe.save.steps,
+            total_limit=recipe.save.total_limit,
+            eval_steps=recipe.eval.steps,
+            logging_steps=settings.logging_steps,
+            **evaluation,
+        ),
+        metrics=MetricsFile(folder / "metrics.jsonl"),
+        checkpoints=folder / "checkpoints",
+        contract=_contract(recipe, rows, engine),
+    )
+
+
+def resume(recipe: Recipe, run: Training) -> bool:
+    """Puts `run` where `resume` says; False if it starts at step 0. Raises where the checkpoint is another run's."""
+    checkpoint.sweep(run.checkpoints)
+    path = None
+    if recipe.resume == "auto":
+        path = checkpoint.newest(run.checkpoints)
+    elif recipe.resume != "never":
+        path = Path(recipe.resume)
+    if path is not None:
+        checkpoint.check_contract(checkpoint.verify(path)["contract"], run.contract, path)
+        restore(run, path)
+        log.info("resuming from %s", path)
+    run.metrics.drop_after(run.state.step if path is not None else -1)
+    return path is not None
+
+
+def _contract(recipe: Recipe, rows: Rows, engine: Engine) -> dict[str, Any]:
+    """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
+    sections = recipe.model_dump(mode="json", include={"model", "adapter", "freeze", "train"})
+    values = {f"{name}.{key}": value for name, keys in sections.items() for key, value in (keys or {}).items()}
+    del values["train.logging_steps"]
+    values |= {"data.packing": recipe.data.packing, "data.max_length": recipe.data.max_length}
+    return {**values, "data (hash of ids and masks)": fingerprint(rows.train.tokens), "world size": engine.world_size}

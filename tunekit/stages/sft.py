@@ -1,0 +1,140 @@
+"""Supervised fine-tuning: recipe -> rows -> tokens -> plan -> loop -> artefact. Composes the parts, nothing else."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from tunekit.models.generate import complete
+from tunekit.models.policy import Policy
+from tunekit.objectives.sft import negative_log_likelihood
+from tunekit.recipe.load import Resolved
+from tunekit.recipe.schema import Recipe
+from tunekit.recipe.show import dump
+from tunekit.stages.artefact import base_passport, write_artefact
+from tunekit.stages.assemble import Base, Rows, find_base, make_policy, make_training, read_rows, resume
+from tunekit.train import metrics
+from tunekit.train.checkpoint import load
+from tunekit.train.engine import Engine
+from tunekit.train.evaluate import held_out_loss
+from tunekit.train.folder import open_folder, result_file, write_manifest
+from tunekit.train.loop import Evaluate, Training, load_parameters, record, train, try_longest_batch
+from tunekit.train.optim import check_optimizer, make_optimizer
+from tunekit.train.report import plot_losses, read_metrics
+from tunekit.train.signals import StopRequest
+
+log = logging.getLogger("tunekit")
+
+
+def run(resolved: Resolved) -> dict[str, Any]:
+    """Trains after the recipe and returns what it wrote to `result.json`; raises `TunekitError` (each has an exit code)."""
+    recipe = resolved.recipe
+    check_optimizer(recipe.train.optim)
+    metrics.check_metrics(recipe.eval.metrics, recipe.eval.metric_for_best_model)
+    folder = open_folder(recipe.output_dir, resuming=recipe.resume != "never")
+    stop = StopRequest()
+    with stop.installed(), result_file(folder, "sft") as result:
+        (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        engine = Engine(recipe.report_to, folder)
+        set_seed(recipe.train.seed)
+        base = find_base(recipe)
+        rows = read_rows(recipe, base)
+        policy = make_policy(recipe, base, rows, engine)
+        evaluate = _evaluation(recipe, policy, base, rows)
+        training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, folder)
+        write_manifest(folder, data=rows.manifest(), model=base_passport(base.location, policy), contract=training.contract)
+        engine.start_trackers(recipe.run_name or folder.name, recipe.model_dump(mode="json"))
+        _begin(recipe, training, base, rows)
+        train(training, stop)
+        stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
+        _finish(recipe, training, base, rows, folder, result)
+        engine.close()
+    return result
+
+
+def _evaluation(recipe: Recipe, policy: Policy, base: Base, rows: Rows) -> Evaluate:
+    """What the loop calls when an evaluation is due: held-out loss, and metrics of generated answers if asked for."""
+
+    def evaluate(poll: Callable[[], None]) -> dict[str, float]:
+        if rows.held_out is None:
+            return {}
+        batch_size = recipe.eval.per_device_eval_batch_size
+        values = held_out_loss(policy, rows.held_out.tokens, batch_size, poll)
+        if recipe.eval.metrics:
+            prompts = [prompt.prompt for prompt in rows.prompts]
+            answers = complete(
+                policy.causal,
+                base.tokenizer,
+                prompts,
+                max_new_tokens=recipe.eval.max_new_tokens,
+                batch_size=batch_size,
+                poll=poll,
+            )
+            predictions = [text for _, text, _ in sorted(answers)]
+            values |= metrics.compute(recipe.eval.metrics, predictions, [prompt.answer for prompt in rows.prompts])
+        return values
+
+    return evaluate
+
+
+def _begin(recipe: Recipe, training: Training, base: Base, rows: Rows) -> None:
+    """Tries the longest batch, then resumes, or measures the model as it is before step 1."""
+    settings = recipe.train
+    spare = make_optimizer(settings.optim, training.parameters, lr=0.0, weight_decay=settings.weight_decay)
+    try_longest_batch(training, spare)
+    if resume(recipe, training):
+        return
+    values = training.evaluate(lambda: None)
+    training.state.before = {**values, "sample": _sample(training.policy, base, rows)}
+    if values:
+        record(training, values)
+        log.info("before training  %s", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+def _sample(policy: Policy, base: Base, rows: Rows) -> str | None:
+    """The model's greedy answer to the first held-out prompt."""
+    if not rows.prompts:
+        return None
+    answers = complete(policy.causal, base.tokenizer, [rows.prompts[0].prompt], max_new_tokens=96, batch_size=1)
+    return next(answers)[1]
+
+
+def _finish(
+    recipe: Recipe, training: Training, base: Base, rows: Rows, folder: Path, result: dict[str, Any]
+) -> None:
+    """Takes the best weights if asked, measures, writes and proves the artefact, and fills in `result`."""
+    state = training.state
+    if recipe.eval.load_best_model_at_end and state.best_step not in (None, state.step):
+        best = training.checkpoints / f"step-{state.best_step}"
+        load_parameters(training.parameters, load(best)["parameters"], best)
+        log.info("taking the weights of step %d (%s %.4f)", state.best_step, recipe.eval.metric_for_best_model, state.best_metric)
+        state.evaluated = training.evaluate(lambda: None)
+    sample = _sample(training.policy, base, rows)
+    facts = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}
+    difference = write_artefact(training.policy, base, folder / "model", facts)
+    plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
+    result["before"] = {name: value for name, value in state.before.items() if name != "sample"}
+    result["after"] = state.evaluated
+    if rows.prompts:
+        prompt = rows.prompts[0]
+        result["sample"] = {
+            "prompt": prompt.last_turn,
+            "reference": prompt.answer,
+            "before": state.before["sample"],
+            "after": sample,
+        }
+    result["steps"] = state.step
+    result["best_step"] = state.best_step
+    result["tokens"] = state.num_tokens
+    result["trained_tokens"] = state.num_trained_tokens
+    result["train_seconds"] = round(state.seconds, 2)
+    result["tokens_per_second"] = round(state.num_tokens / state.seconds, 1) if state.seconds else None
+    result["reload_difference"] = difference
+    result["paths"] = {
+        "model": str(folder / "model"),
+        "metrics": str(training.metrics.path),
+        "loss_curve": str(folder / "loss.png"),
+        "checkpoints": str(training.checkpoints),
+    }

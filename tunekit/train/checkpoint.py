@@ -1,0 +1,183 @@
+"""Checkpoints that are whole or not there: staged, fsynced, hashed, renamed into place, verified before they are used.
+
+`checkpoints/step-N/` holds `tensors.safetensors` (every tensor of the state), `state.json` (the rest of it) and
+`manifest.json` (size and sha256 of each file, and the contract a resumed run must keep). No pickle is written or read.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tunekit.errors import RecipeError, StorageError
+
+log = logging.getLogger("tunekit")
+
+MANIFEST = "manifest.json"
+STAGING = ".tmp-"
+
+
+@contextmanager
+def staged(destination: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `destination` in one rename, its files fsynced, if the block succeeds.
+
+    Raises `StorageError` (disk full, no permission); `destination` is then as it was before.
+    """
+    staging = destination.with_name(f"{STAGING}{destination.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors writes 0600, which a server under another user cannot read
+            _fsync(file)
+        _fsync(staging)
+        old = destination.with_name(f"{STAGING}{destination.name}-old-{uuid.uuid4().hex[:8]}")
+        if destination.exists():
+            destination.rename(old)
+        staging.rename(destination)
+        _fsync(destination.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{destination}: cannot be written: {error}", "Free some space or choose another output_dir."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def save(folder: Path, step: int, state: Any, contract: dict[str, Any]) -> Path:
+    """Writes `state` (nested dicts, lists, tensors, numbers, strings) as `folder/step-N` and returns that path."""
+    destination = folder / f"step-{step}"
+    with staged(destination) as staging:
+        tensors: dict[str, Tensor] = {}
+        skeleton = _split(state, tensors)
+        save_file(tensors, staging / "tensors.safetensors")
+        (staging / "state.json").write_text(json.dumps(skeleton))
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in staging.iterdir()}
+        manifest = {"step": step, "contract": contract, "files": files}
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return destination
+
+
+def load(path: Path) -> Any:
+    """The state that `save` wrote to `path`; raises `StorageError` naming the file that is damaged."""
+    verify(path)
+    return _join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors"))
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of `path`, after every file has the size and hash it names; else `StorageError`."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        for name, expected in manifest["files"].items():
+            size = (path / name).stat().st_size
+            if size != expected["bytes"]:
+                raise StorageError(f"{path / name}: {size} bytes, the manifest says {expected['bytes']}")
+            if sha256(path / name) != expected["sha256"]:
+                raise StorageError(f"{path / name}: its sha256 is not the one in the manifest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path}: no whole checkpoint: {type(error).__name__}: {error}") from error
+    return manifest
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that verifies, said aloud where newer ones do not; None if there never was one.
+
+    Raises `StorageError` if there are checkpoints and none is whole: starting afresh would hide the loss.
+    """
+    candidates = steps_in(folder)
+    for path in reversed(candidates):
+        try:
+            verify(path)
+        except StorageError as error:
+            log.info("damaged checkpoint passed over: %s", error)
+        else:
+            return path
+    if candidates:
+        raise StorageError(
+            f"{folder}: none of {len(candidates)} checkpoints is whole",
+            "Remove the folder to start again, or give resume: PATH of a good copy.",
+        )
+    return None
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, by step (never by time: clocks jump and copies are new)."""
+    numbered = [(int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def rotate(folder: Path, total_limit: int, best_step: int | None) -> None:
+    """Keeps the newest `total_limit` checkpoints, and the best one however old it is."""
+    for path in steps_in(folder)[:-total_limit]:
+        if path.name != f"step-{best_step}":
+            shutil.rmtree(path)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed save left behind."""
+    for path in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(path)
+
+
+def check_contract(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Raises `RecipeError` naming every value on which the run that wrote `path` and this one differ."""
+    different = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    if different:
+        lines = "\n".join(f"  {key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in different)
+        raise RecipeError(
+            f"resume: {path} was written by another run:\n{lines}",
+            "Set these back, or start again in another output_dir.",
+        )
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _split(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """`tree` with each tensor moved to `tensors` and dicts written as pairs (JSON would turn their int keys to strings)."""
+    if isinstance(tree, Tensor):
+        tensors[path] = tree.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(tree, dict):
+        return {"pairs": [[key, _split(value, tensors, f"{path}/{key}")] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return {type(tree).__name__: [_split(value, tensors, f"{path}/{i}") for i, value in enumerate(tree)]}
+    return tree
+
+
+def _join(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(skeleton, dict):
+        return skeleton
+    kind, content = next(iter(skeleton.items()))
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "pairs":
+        return {key: _join(value, tensors) for key, value in content}
+    values = [_join(value, tensors) for value in content]
+    return tuple(values) if kind == "tuple" else values
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

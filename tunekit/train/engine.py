@@ -1,0 +1,47 @@
+"""The only door to accelerate: devices, ranks, and the sums taken over ranks."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from tunekit.errors import MissingEnvironment
+
+
+class Engine:
+    """One process of a run. Trackers other than our JSONL (`report_to`) are accelerate's."""
+
+    def __init__(self, report_to: tuple[str, ...] = (), folder: Path | None = None) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise MissingEnvironment("WORLD_SIZE > 1: several processes are not supported yet; start tunekit without a launcher.")
+        try:
+            self.accelerator = Accelerator(mixed_precision="no", log_with=list(report_to) or None, project_dir=folder)
+        except (ImportError, ValueError) as error:
+            raise MissingEnvironment(f"report_to: {error}", "pip install 'tunekit[trackers]'") from error
+        self.device: torch.device = self.accelerator.device
+        self.world_size: int = self.accelerator.num_processes
+        self.report_to = report_to
+
+    def seed(self, seed: int) -> None:
+        set_seed(seed)
+
+    def start_trackers(self, name: str, config: dict[str, Any]) -> None:
+        if self.report_to:
+            self.accelerator.init_trackers(name, config)
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        self.accelerator.log(values, step=step)
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        return self.accelerator.prepare_model(module)  # type: ignore[no-any-return]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, on every rank."""
+        return self.accelerator.reduce(values, reduction="sum")  # type: ignore[no-any-return]

@@ -1,0 +1,81 @@
+"""`output_dir`: what may be in it at start, and what every run leaves there, also one that failed."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tunekit.errors import RecipeError, StorageError, TunekitError
+
+RESULT = "result.json"
+LEFTOVERS = {RESULT, "recipe.yaml", "manifest.json", "metrics.jsonl"}  # of a run that failed before its first checkpoint
+LIBRARIES = ("tunekit", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+STATUS = {0: "done", 75: "preempted", 130: "interrupted"}
+
+
+def open_folder(output_dir: str, resuming: bool) -> Path:
+    """Makes `output_dir`. Raises `RecipeError` if it holds something and the recipe does not say to resume."""
+    folder = Path(output_dir)
+    try:
+        present = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if present - LEFTOVERS and not resuming:
+            raise RecipeError(
+                f"output_dir: {output_dir} is not empty ({', '.join(sorted(present)[:4])})",
+                "Continue that run with resume=auto, choose another output_dir, or remove the folder.",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"output_dir: {output_dir}: {error.strerror}") from error
+    return folder
+
+
+@contextmanager
+def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
+    """Yields the dict that becomes `result.json`, whatever happens in the block, with status, exit code and seconds."""
+    started = time.time()
+    result: dict[str, Any] = {"stage": stage, "status": "failed", "exit_code": 1}
+    try:
+        yield result
+        result["exit_code"] = 0
+    except BaseException as error:
+        result["exit_code"] = error.exit_code if isinstance(error, TunekitError) else 1
+        result["error"] = str(error) or type(error).__name__
+        raise
+    finally:
+        result["status"] = STATUS.get(result["exit_code"], "failed")
+        result["seconds"] = round(time.time() - started, 2)
+        write_json(folder / RESULT, result)
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """`manifest.json`: the facts given, library versions, and the commit of the directory the run was started in."""
+    versions = {name: version(name) for name in LIBRARIES}
+    machine = {"python": platform.python_version(), "platform": platform.platform()}
+    write_json(folder / "manifest.json", {**facts, "versions": versions, **machine, "git": _git_state()})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces `path` in one rename, so that a reader never sees half a file."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        staging.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _git_state() -> dict[str, Any] | None:
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    if commit.returncode != 0:
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(changed.stdout.strip())}

@@ -1,0 +1,236 @@
+"""The one training loop. It only sequences: steps from the plan, evaluation and checkpoints when due, signals at borders.
+
+    for step in plan: backward -> update -> log -> [evaluate] -> [save] -> [stop?]
+
+A stage hands in its policy, objective and evaluation; the loop knows none of them.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tunekit.data.plan import Plan
+from tunekit.data.rows import Tokens
+from tunekit.errors import MemoryExceeded, StorageError
+from tunekit.models.policy import Policy
+from tunekit.train import checkpoint
+from tunekit.train.engine import Engine
+from tunekit.train.report import MetricsFile, ProgressLine
+from tunekit.train.rng import rng_state, set_rng_state
+from tunekit.train.signals import StopRequest
+from tunekit.train.step import Objective, backward, update
+
+log = logging.getLogger("tunekit")
+
+Evaluate = Callable[[Callable[[], None]], dict[str, float]]  # takes a function to poll; returns held-out metrics
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the loop does what besides training. `eval_steps` None evaluates at the end of each epoch."""
+
+    save_steps: int
+    total_limit: int
+    eval_steps: int | None
+    metric_for_best_model: str
+    greater_is_better: bool
+    early_stopping_patience: int | None
+    logging_steps: int
+
+    def evaluation_due(self, step: int, epoch: float, num_steps: int) -> bool:
+        at_border = float(epoch).is_integer() if self.eval_steps is None else step % self.eval_steps == 0
+        return at_border or step == num_steps
+
+
+@dataclass
+class RunState:
+    """Everything about a run that is neither a weight nor the optimizer's, and must survive a restart."""
+
+    step: int = 0
+    num_tokens: int = 0
+    num_trained_tokens: int = 0
+    seconds: float = 0.0
+    before: dict[str, Any] = field(default_factory=dict)  # what was measured before step 1
+    evaluation_due: bool = False  # true in a checkpoint whose evaluation was cut short by a signal
+    evaluated: dict[str, float] = field(default_factory=dict)
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+
+
+@dataclass
+class Training:
+    """The parts of a run. `parameters` are the trained ones by name; `contract` is what a resumed run must keep."""
+
+    policy: Policy
+    objective: Objective
+    rows: Sequence[Tokens]
+    plan: Plan
+    parameters: dict[str, nn.Parameter]
+    optimizer: Optimizer
+    learning_rate: LRScheduler
+    max_grad_norm: float
+    engine: Engine
+    evaluate: Evaluate
+    schedule: Schedule
+    metrics: MetricsFile
+    checkpoints: Path
+    contract: dict[str, Any]
+    state: RunState = field(default_factory=RunState)
+
+
+class _Abandoned(Exception):
+    """An evaluation was cut short by a signal."""
+
+
+def train(run: Training, stop: StopRequest) -> None:
+    """Runs to the end of the plan or to early stopping, from `run.state.step`.
+
+    Raises `Diverged` before a non-finite update, `Preempted`/`Interrupted` after saving, `StorageError`.
+    """
+    module = run.engine.prepare(run.policy)
+    state, num_steps = run.state, run.plan.num_steps
+    with stop.deferred(), ProgressLine(num_steps, state.step, run.schedule.logging_steps) as progress:
+        if state.evaluation_due:
+            _finish_step(run, stop)
+        for step, epoch, micro_batches in run.plan.steps(start=state.step):
+            if state.stopped_early:
+                break
+            started = time.perf_counter()
+            result = backward(module, run.objective, _batches(run, micro_batches), run.engine)
+            lr = run.learning_rate.get_last_lr()[0]
+            result = update(result, list(run.parameters.values()), run.optimizer, run.max_grad_norm)
+            run.learning_rate.step()
+            seconds = time.perf_counter() - started
+            state.step = step
+            state.num_tokens += result.num_tokens
+            state.num_trained_tokens += result.weight
+            state.seconds += seconds
+            state.evaluation_due = run.schedule.evaluation_due(step, epoch, num_steps)
+            record(run, {**asdict(result), "lr": lr, "epoch": epoch, "seconds": seconds, "tokens": state.num_tokens})
+            progress.advance(step, result.loss, result.num_tokens, seconds)
+            _finish_step(run, stop)
+
+
+def try_longest_batch(run: Training, spare: Optimizer) -> None:
+    """Runs the micro-batch with the most tokens through forward, backward and an update of size zero, leaving no trace.
+
+    `spare` is an optimizer like the run's with learning rate 0: its states take the memory that the real one will.
+    Raises `MemoryExceeded` where that does not fit.
+    """
+    state = rng_state()
+    rows = run.plan.longest()
+    num_tokens = sum(run.plan.lengths[row] for row in rows)
+    try:
+        backward(run.policy, run.objective, _batches(run, [rows]), run.engine)
+        if torch.isfinite(nn.utils.get_total_norm([p.grad for p in run.parameters.values() if p.grad is not None])):
+            spare.step()
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise MemoryExceeded(
+            f"the longest batch ({len(rows)} rows, {num_tokens} tokens) does not fit into memory",
+            "Lower train.per_device_train_batch_size (raise gradient_accumulation_steps to make up for it) or "
+            "data.max_length, or set train.activation_checkpointing: true.",
+        ) from error
+    spare.zero_grad()
+    set_rng_state(state)
+    log.info("longest batch tried: %d rows, %d tokens", len(rows), num_tokens)
+
+
+def _batches(run: Training, micro_batches: Sequence[tuple[int, ...]]) -> list[Any]:
+    return [run.policy.batch([run.rows[row] for row in rows]) for rows in micro_batches]
+
+
+def record(run: Training, values: dict[str, Any]) -> None:
+    run.metrics.write(run.state.step, values)
+    run.engine.track(values, run.state.step)
+
+
+def _finish_step(run: Training, stop: StopRequest) -> None:
+    """What comes after an update: evaluate if due, save if due, and leave if a signal asks for it."""
+    state = run.state
+    improved = _evaluate(run, stop) if state.evaluation_due and stop.received is None else False
+    last = state.step == run.plan.num_steps or state.stopped_early
+    stopping = stop.received is not None
+    if improved or last or stopping or state.step % run.schedule.save_steps == 0:
+        save(run, required=last or stopping)
+    if stopping and not (last and not state.evaluation_due):
+        raise stop.error(f"step {state.step} was finished and saved; continue with resume=auto")
+
+
+def _evaluate(run: Training, stop: StopRequest) -> bool:
+    """Held-out metrics into the run's state; True if they are the best so far. A signal leaves the evaluation due."""
+
+    def poll() -> None:
+        if stop.received is not None:
+            raise _Abandoned
+
+    try:
+        values = run.evaluate(poll)
+    except _Abandoned:
+        return False
+    state, schedule = run.state, run.schedule
+    state.evaluation_due, state.evaluated = False, values
+    if not values:
+        return False
+    record(run, values)
+    log.info("step %d  %s", state.step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    metric = values[schedule.metric_for_best_model]
+    sign = 1 if schedule.greater_is_better else -1
+    if state.best_metric is None or sign * metric > sign * state.best_metric:
+        state.best_metric, state.best_step, state.evaluations_without_gain = metric, state.step, 0
+        return True
+    state.evaluations_without_gain += 1
+    if schedule.early_stopping_patience is not None:
+        state.stopped_early = state.evaluations_without_gain >= schedule.early_stopping_patience
+    return False
+
+
+def save(run: Training, required: bool) -> None:
+    """Writes a checkpoint of everything the next step depends on, then removes the oldest ones.
+
+    A full disk costs a checkpoint, not the run: unless `required`, the failure is said aloud and training goes on.
+    """
+    tree = {
+        "parameters": dict(run.parameters),
+        "optimizer": run.optimizer.state_dict(),
+        "learning_rate": run.learning_rate.state_dict(),
+        "rng": rng_state(),
+        "run": asdict(run.state),
+    }
+    try:
+        checkpoint.save(run.checkpoints, run.state.step, tree, run.contract)
+    except StorageError as error:
+        if required:
+            raise
+        log.warning("the checkpoint of step %d was not saved: %s", run.state.step, error)
+        return
+    checkpoint.rotate(run.checkpoints, run.schedule.total_limit, run.state.best_step)
+
+
+def restore(run: Training, path: Path) -> None:
+    """Puts `run` back to the checkpoint at `path`. Raises `StorageError` unless its weights are exactly those trained."""
+    saved = checkpoint.load(path)
+    load_parameters(run.parameters, saved["parameters"], path)
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.learning_rate.load_state_dict(saved["learning_rate"])
+    set_rng_state(saved["rng"])
+    run.state = RunState(**saved["run"])
+
+
+def load_parameters(parameters: dict[str, nn.Parameter], saved: dict[str, Any], path: Path) -> None:
+    odd = sorted(saved.keys() ^ parameters.keys())
+    if odd:
+        raise StorageError(f"{path}: its weights are not those of this model; the first that differs: {odd[0]}")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(saved[name])

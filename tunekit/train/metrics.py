@@ -1,0 +1,66 @@
+"""Metrics of generated text, as `evaluate.Metric` classes that are part of the package: nothing is fetched from a hub."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from tunekit.errors import RecipeError
+
+
+class ExactMatch(evaluate.Metric):
+    """Share of predictions equal to their reference, white space at the ends and runs of it inside not counted."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        equal = [p.split() == r.split() for p, r in zip(predictions, references, strict=True)]
+        return {"exact_match": sum(equal) / len(equal)}
+
+
+class TokenF1(evaluate.Metric):
+    """Mean F1 of the words that prediction and reference share (Rajpurkar et al. 2016, SQuAD), case folded."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return ExactMatch._info(self)  # type: ignore[arg-type]
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        scores = [_f1(p.lower().split(), r.lower().split()) for p, r in zip(predictions, references, strict=True)]
+        return {"token_f1": sum(scores) / len(scores)}
+
+
+METRICS: dict[str, Any] = {"exact_match": ExactMatch, "token_f1": TokenF1}
+
+
+def check_metrics(names: tuple[str, ...], best: str) -> None:
+    """Raises `RecipeError` for a metric that does not exist, or a best-model metric that nothing computes."""
+    for name in names:
+        if name not in METRICS:
+            raise RecipeError(f"eval.metrics: {name}: unknown metric", f"Accepted: {', '.join(METRICS)}")
+    computed = ["eval_loss", "eval_perplexity", *(f"eval_{name}" for name in names)]
+    if best not in computed:
+        raise RecipeError(f"eval.metric_for_best_model: {best} is not computed", f"Accepted: {', '.join(computed)}")
+
+
+def compute(names: tuple[str, ...], predictions: list[str], references: list[str]) -> dict[str, float]:
+    """`{"eval_exact_match": 0.25, ...}` for the named metrics."""
+    scores: dict[str, float] = {}
+    for name in names:
+        scores |= METRICS[name]().compute(predictions=predictions, references=references)
+    return {f"eval_{name}": score for name, score in scores.items()}
+
+
+def _f1(predicted: list[str], reference: list[str]) -> float:
+    remaining = list(reference)
+    shared = 0
+    for word in predicted:
+        if word in remaining:
+            remaining.remove(word)
+            shared += 1
+    return 2 * shared / (len(predicted) + len(reference)) if shared else float(predicted == reference)

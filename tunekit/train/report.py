@@ -1,0 +1,90 @@
+"""What a run tells while it runs: a progress bar or lines for people, `metrics.jsonl` always, a loss curve at the end."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger("tunekit")
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        with self.path.open("a") as handle:
+            handle.write(json.dumps({"step": step, **values}) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Forgets what a killed run wrote beyond the checkpoint it is resumed from, so that each step stands once."""
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class ProgressLine:
+    """Tokens a second, loss and time left: a bar on a terminal, else a line every `logging_steps`."""
+
+    def __init__(self, total: int, done: int, logging_steps: int) -> None:
+        self.logging_steps = logging_steps
+        self.total = total
+        self.started = time.monotonic()
+        self.tokens = 0
+        self.steps = 0
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
+        self.bar.disable = not console.is_terminal
+        self.task = self.bar.add_task("", total=total, completed=done, text="")
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self, step: int, loss: float, num_tokens: int, seconds: float) -> None:
+        """`num_tokens` in `seconds` of the step just done."""
+        self.tokens += num_tokens
+        self.steps += 1
+        text = f"loss {loss:.4f}  {num_tokens / seconds:,.0f} tokens/s"
+        self.bar.update(self.task, completed=step, text=text)
+        if self.bar.disable and (step % self.logging_steps == 0 or step == self.total):
+            left = (time.monotonic() - self.started) / self.steps * (self.total - step)
+            log.info("step %d/%d  %s  ETA %d:%02d", step, self.total, text, left // 60, left % 60)
+
+
+def plot_losses(rows: list[dict[str, Any]], picture: Path) -> None:
+    """Draws training loss and held-out loss over steps from the rows of a `metrics.jsonl`."""
+    from matplotlib.figure import Figure  # half a second to import: only at the end of a run
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a trained token)")
+    axes.legend()
+    figure.savefig(picture, dpi=120)
