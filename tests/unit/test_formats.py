@@ -44,9 +44,7 @@ def test_text_is_a_completion_without_a_prompt() -> None:
     assert one({"text": "once"}) == Text("", "once", "a.jsonl:1")
 
 
-@pytest.mark.parametrize(
-    ("given_input", "question"), [("three", "Count.\n\nthree"), ("", "Count."), (None, "Count.")]
-)
+@pytest.mark.parametrize(("given_input", "question"), [("three", "Count.\n\nthree"), ("", "Count."), (None, "Count.")])
 def test_alpaca_appends_the_input_after_a_blank_line(given_input: str | None, question: str) -> None:
     row = {"instruction": "Count.", "input": given_input, "output": "1 2 3"}
     assert one(row) == Conversation(
@@ -92,7 +90,8 @@ def test_a_given_format_is_used_and_not_detected() -> None:
 
 
 def test_rows_of_another_format_are_counted_and_named() -> None:
-    rows = [({"text": "x"}, "a.jsonl:1"), *(({"messages": [USER, ASSISTANT]}, f"a.jsonl:{i}") for i in range(2, 10))]
+    rows: list[tuple[dict[str, Any], str]] = [({"text": "x"}, "a.jsonl:1")]
+    rows += [({"messages": [USER, ASSISTANT]}, f"a.jsonl:{i}") for i in range(2, 10)]
     with pytest.raises(DataError) as caught:
         convert(rows)
     message = str(caught.value)
@@ -140,6 +139,7 @@ def test_a_tool_call_needs_no_content() -> None:
         ({"text": 5}, "text must be a string"),
         ({"instruction": "x", "output": ["y"]}, "output must be a string"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "alien"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "accepted are"),
         ({"conversations": [USER, ASSISTANT]}, "under the key messages"),
     ],
 )
@@ -155,8 +155,12 @@ def test_the_format_the_number_of_rows_and_the_unused_keys_are_said(caplog: pyte
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "tool_calls", "train"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "tool_calls", "train"]), inner, max_size=3
+        )
+    ),
     max_leaves=8,
 )
 KEYS = ["messages", "prompt", "completion", "text", "instruction", "input", "output", "conversations"]

@@ -136,6 +136,8 @@ def test_a_folder_is_all_its_data_files_and_data_files_chooses(tmp_path: Path) -
     write(tmp_path, "LICENSE.txt", "free")
     assert [row["text"] for row, _ in read(str(tmp_path))] == ["a", "b"]
     assert [row["text"] for row, _ in read(str(tmp_path), data_files="*.jsonl")] == ["b"]
+    with pytest.raises(DataError, match="no such file"):
+        read(str(tmp_path), data_files=["*.json", "/nowhere/*.csv"])
 
 
 def test_a_folder_without_data_files_is_an_error(tmp_path: Path) -> None:
@@ -162,7 +164,9 @@ def test_hub_keys_are_refused_for_a_local_file(tmp_path: Path) -> None:
         read(path, data_files="*.jsonl")
 
 
-@pytest.mark.parametrize("path", ["nowhere/file.jsonl", "./nowhere", "/nowhere/set", "file.jsnol", "a/b/c", "~/nothing"])
+@pytest.mark.parametrize(
+    "path", ["nowhere/file.jsonl", "./nowhere", "/nowhere/set", "file.jsnol", "a/b/c", "~/nothing"]
+)
 def test_what_looks_like_a_local_path_never_asks_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("asked the hub"))
     assert "no such file" in error_of(path)
@@ -175,8 +179,22 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     assert "local file" in caught.value.fix
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), min_size=1, max_size=5))
+def test_a_hub_data_set_gives_its_train_split_or_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_list([{"text": "one"}])
+    splits = datasets.DatasetDict(test=rows, train=rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
+    assert read("org/set") == [({"text": "one"}, "org/set[train][0]")]
+    splits["validation"] = splits.pop("train")
+    with pytest.raises(DataError, match="test, validation"):
+        read("org/set")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(
+        st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.none(), max_size=3), min_size=1, max_size=3
+    )
+)
 def test_whatever_json_writes_is_read_back(rows: list[dict[str, object]], tmp_path: Path) -> None:
     lines = write(tmp_path, "a.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     array = write(tmp_path, "a.json", json.dumps(rows, indent=1))

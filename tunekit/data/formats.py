@@ -185,9 +185,9 @@ def _sharegpt(row: dict[str, Any], source: str) -> Conversation:
         if "from" not in turn or "value" not in turn:
             hint = "; rows with role and content go under the key messages" if "role" in turn else ""
             raise ValueError(f"conversations[{i}] has the keys {_keys(turn)}, expected from and value{hint}")
-        if turn["from"] not in SHAREGPT_ROLES:
+        if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT_ROLES:
             raise ValueError(
-                f"conversations[{i}].from is {_short(turn['from'])}, known are {', '.join(SHAREGPT_ROLES)}"
+                f"conversations[{i}].from is {_short(turn['from'])}, accepted are {', '.join(SHAREGPT_ROLES)}"
             )
         messages.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
     return Conversation(tuple(messages), source)

@@ -19,7 +19,7 @@ Step = tuple[MicroBatch, ...]
 class Plan:
     """The order of training.
 
-    lengths: tokens of each row;  batch_size: rows (or packed rows) of a micro-batch;  accumulation: micro-batches a step
+    lengths: tokens of each row;  batch_size: rows (or packs) of a micro-batch;  accumulation: micro-batches a step
     pack_to: tokens a packed row may hold, or None for one example a row
     epochs: may be fractional;  max_steps: overrides `epochs`;  sampling: "random" or "sequential"
     """
@@ -34,7 +34,7 @@ class Plan:
     pack_to: int | None = None
 
     def steps(self, start: int = 0) -> Iterator[tuple[int, float, Step]]:
-        """Yields (number of the step from 1, epochs done after it, its micro-batches), after the first `start` steps."""
+        """Yields (number of the step from 1, epochs done after it, its micro-batches) after step `start`."""
         done = 0
         for epoch in range(math.ceil(self.epochs) if self.max_steps is None else self.max_steps):
             steps = self._epoch(epoch)
@@ -57,9 +57,6 @@ class Plan:
         steps = sum(len(self._epoch(epoch)) for epoch in range(whole))
         part = self.epochs - whole
         return steps + (math.ceil(len(self._epoch(whole)) * part) if part else 0)
-
-    def ends_epoch(self, epochs_done: float) -> bool:
-        return epochs_done == int(epochs_done)
 
     def longest(self) -> MicroBatch:
         """The micro-batch with the most tokens of the whole run."""

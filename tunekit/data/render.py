@@ -8,10 +8,12 @@ A token belongs to the turn in which it begins; one that begins in the generatio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from tunekit.data.rows import Conversation, Text, Tokens
 from tunekit.data.turns import Chat, Turn, apply_template, chat_template, choose_turns, find_turns
@@ -195,16 +197,25 @@ def _cross_check(
     tokenizer: PreTrainedTokenizerBase,
     terminators: set[int],
 ) -> None:
-    """Raises where `{% generation %}` marks other tokens; whitespace and an unmarked terminator do not count."""
-    marked = tokenizer.apply_chat_template(
+    """Raises where `{% generation %}` marks other tokens; whitespace and an unmarked terminator do not count.
+
+    By characters: the token masks of `apply_chat_template` end at the first marker that no token begins at, as where
+    trim_offsets hides the space of an answer that starts with one.
+    """
+    variables: dict[str, Any] = tokenizer.special_tokens_map
+    rendering: Any = render_jinja_template(
         [chat.messages for chat in chats],
-        return_dict=True,
+        chat_template=chat_template(tokenizer, chats[0].source),
         return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"verbose": False},
+        **variables,
     )
-    assert isinstance(marked, BatchEncoding)
-    for chat, text, tokens, mask in zip(chats, encoded, rendered, marked["assistant_masks"], strict=True):
-        differs = tokens.trained != np.array(mask, bool)
+    markers: list[list[tuple[int, int]]] = rendering[1]
+    for chat, text, tokens, spans in zip(chats, encoded, rendered, markers, strict=True):
+        marked = np.zeros(len(text.ids), bool)
+        for start, end in spans:
+            first, last = _tokens_in(text, start, end, tokenizer)
+            marked[first:last] = True
+        differs = tokens.trained != marked
         if not chat.all_turns:  # the markers do not know which turns are left out
             differs &= tokens.trained
         for k in np.flatnonzero(differs).tolist():

@@ -6,6 +6,7 @@ all rows (a tool call gains the argument names of every other call, as nulls) an
 
 import csv
 import difflib
+import glob
 import gzip
 import io
 import json
@@ -86,7 +87,7 @@ def _local_files(local: Path, path: str, data_files: str | list[str] | None) -> 
         return files
     files = []
     for pattern in patterns:
-        found = sorted(local.glob(pattern))
+        found = sorted(local / name for name in glob.glob(pattern, root_dir=local, recursive=True))
         if not found:
             _missing(local / pattern, f"{path}/{pattern}")
         files += found

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunekit.errors import RecipeError
+from tunekit.models.lora import use_fused_layer
 
 log = logging.getLogger("tunekit")
 
@@ -28,8 +29,9 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **
         routers = {name.rpartition(".")[2] for name, _ in model.named_modules()}.intersection(ROUTERS)
         options["exclude_modules"] = sorted(routers) or None
     try:
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)  # type: ignore[arg-type]
+        use_fused_layer(config)
+        return get_peft_model(model, config)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         raise RecipeError(f"adapter: {error}", f"Linear modules of this model: {', '.join(sorted(linear))}") from error
@@ -51,7 +53,7 @@ def freeze(model: PreTrainedModel, layers: Sequence[int], embeddings: bool) -> N
     if missing:
         raise RecipeError(f"freeze.layers: {missing[0]}: the model has layers 0 to {count - 1}")
     for index in layers:
-        stack[index].requires_grad_(False)  # type: ignore[index]
+        stack[index].requires_grad_(False)
     if embeddings:
         model.get_input_embeddings().requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):

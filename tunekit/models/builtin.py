@@ -89,7 +89,7 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"{folder}: the built-in model cannot be stored there: {error}",
-            "Make room (600 MB) or set TUNEKIT_CACHE to a folder that can be written.",
+            "Make room (up to 750 MB) or set TUNEKIT_CACHE to a folder that can be written.",
         ) from error
     finally:
         if not folder.exists():

@@ -37,8 +37,9 @@ def fixed_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Maximum absolute difference of two sets of fixed logits."""
-    return max(float((first[key] - second[key]).abs().max()) for key in first)
+    """Maximum absolute difference of two sets of fixed logits; NaN if there is one in either."""
+    # Not Python's max, which passes over a NaN that is not its first argument.
+    return float(torch.stack([(first[key] - second[key]).abs().max() for key in first]).max())
 
 
 def bound(dtype: torch.dtype) -> float:
@@ -57,6 +58,14 @@ def serving_attention(causal: PreTrainedModel) -> Iterator[None]:
         causal.set_attn_implementation(trained_with)
 
 
+def generation_config(causal: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The model's generation config, ending also at the tokenizer's end token (chat templates often have their own)."""
+    generation = GenerationConfig.from_dict(causal.generation_config.to_dict())
+    generation.eos_token_id = sorted({*_as_list(generation.eos_token_id), *_as_list(tokenizer.eos_token_id)})
+    generation.pad_token_id = tokenizer.pad_token_id
+    return generation
+
+
 def save_artefact(
     model: nn.Module,
     causal: PreTrainedModel,
@@ -64,12 +73,9 @@ def save_artefact(
     folder: Path,
     passport: dict[str, Any],
 ) -> None:
-    """Writes weights (or the adapter alone), tokenizer with its template, generation config and passport to `folder`."""
-    generation = GenerationConfig.from_dict(causal.generation_config.to_dict())  # type: ignore[union-attr]
-    generation.eos_token_id = sorted({*_as_list(generation.eos_token_id), *_as_list(tokenizer.eos_token_id)})
-    generation.pad_token_id = tokenizer.pad_token_id
+    """Writes weights (or the adapter alone), tokenizer with its template, generation config, passport to `folder`."""
     model.save_pretrained(folder)  # type: ignore[operator]
-    generation.save_pretrained(folder)
+    generation_config(causal, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
 

@@ -1,20 +1,37 @@
-"""Completions of prompts by transformers' `generate`, in batches."""
+"""Completions of prompts by transformers' `generate`: in batches, or one that is streamed as it comes."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunekit.errors import RecipeError
 
 Messages = tuple[dict[str, Any], ...]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a raw text, or of a conversation up to where the assistant answers (the tokenizer's own template)."""
+    """Token ids of a raw text, or of a conversation up to where the assistant answers (the tokenizer's own template).
+
+    Raises `RecipeError` where there is no template or it refuses the conversation (a system message, for example).
+    """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]  # type: ignore[return-value]
-    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        raise RecipeError(
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it takes no conversations",
+            "Take a chat model, or continue plain text: tunekit generate MODEL --raw --prompt TEXT",
+        )
+    try:
+        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise RecipeError(f"{tokenizer.name_or_path}: its chat template refuses the conversation: {error}") from error
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @torch.no_grad()
@@ -42,14 +59,107 @@ def complete(
         poll()
         chosen = order[start : start + batch_size]
         inputs = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]
             **inputs.to(model.device), max_new_tokens=max_new_tokens, **sampling_options(temperature, top_p)
         )
         new = output[:, inputs["input_ids"].shape[1] :]
         for i, row in zip(chosen, new, strict=True):
             ended = bool(torch.isin(row, _end_ids(model)).any())
-            yield i, tokenizer.decode(row, skip_special_tokens=True).strip(), ended
+            yield i, _text(tokenizer, row).strip(), ended
     model.train(training)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion: `ended` by the model itself, or `interrupted` by Ctrl-C (`text` is then what there was)."""
+
+    text: str
+    num_tokens: int
+    seconds: float
+    ended: bool
+    interrupted: bool
+
+
+@torch.no_grad()
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    write: Callable[[str], None],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> Answer:
+    """Continues `ids`, handing the text to `write` piece by piece; the pieces together are the text of the answer."""
+    inputs = torch.tensor([ids], device=model.device)
+    pieces = _Pieces(tokenizer, write)
+    interrupted = False
+    started = time.perf_counter()
+    try:
+        model.generate(  # type: ignore[operator]
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            streamer=pieces,
+            max_new_tokens=max_new_tokens,
+            **sampling_options(temperature, top_p),
+        )
+    except KeyboardInterrupt:
+        interrupted = True
+        pieces.end()
+    seconds = time.perf_counter() - started
+    text = _text(tokenizer, pieces.ids).strip()
+    ended = pieces.ids[-1:] != [] and bool(torch.isin(torch.tensor(pieces.ids[-1]), _end_ids(model).cpu()))
+    return Answer(text, len(pieces.ids), seconds, ended, interrupted)
+
+
+@dataclass
+class _Pieces:
+    """A streamer for `generate`: text goes on as soon as its characters are whole, without white space around it.
+
+    Decoding two windows that both begin at `start` keeps the spaces that tokenizers drop at the beginning of a text,
+    and costs the same at every length (after Hugging Face text-generation-inference, `Model.decode_token`).
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    write: Callable[[str], None]
+    ids: list[int] = field(default_factory=list)
+    start: int = 0
+    written: int = 0
+    white_space: str = ""
+    seen_prompt: bool = False
+    empty: bool = True
+
+    def put(self, value: Tensor) -> None:
+        if not self.seen_prompt:  # `generate` hands over the prompt first
+            self.seen_prompt = True
+            return
+        self.ids += value.tolist()
+        text = self._pending()
+        if text and not text.endswith("\ufffd"):  # a character of several tokens is not whole yet
+            self._write(text)
+
+    def end(self) -> None:
+        self._write(self._pending())
+
+    def _pending(self) -> str:
+        before = _text(self.tokenizer, self.ids[self.start : self.written])
+        return _text(self.tokenizer, self.ids[self.start :])[len(before) :]
+
+    def _write(self, text: str) -> None:
+        self.start, self.written = self.written, len(self.ids)
+        text = self.white_space + text
+        if self.empty:
+            text = text.lstrip()
+        body = text.rstrip()
+        self.white_space = text[len(body) :]
+        if body:
+            self.empty = False
+            self.write(body)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def sampling_options(temperature: float, top_p: float) -> dict[str, Any]:
@@ -59,6 +169,6 @@ def sampling_options(temperature: float, top_p: float) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
-def _end_ids(model: PreTrainedModel) -> torch.Tensor:
-    ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+def _end_ids(model: PreTrainedModel) -> Tensor:
+    ends = model.generation_config.eos_token_id
     return torch.tensor(ends if isinstance(ends, list) else [ends], device=model.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.errors import MissingEnvironment, RecipeError
@@ -69,6 +70,12 @@ def locate(name: str, revision: str | None = None) -> Location:
     for candidate in (folder / "model", folder):
         if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
             return Location(name, str(candidate.resolve()))
+    checkpoints = sorted(folder.glob("checkpoints/step-*"))
+    if checkpoints:
+        raise RecipeError(
+            f"model: {name} is a run that is not finished: it has {len(checkpoints)} checkpoints and no model/",
+            f"Finish it: tunekit sft {folder / 'recipe.yaml'} resume=auto",
+        )
     raise RecipeError(
         f"model: {name} is a folder without config.json or adapter_config.json",
         "A model folder has config.json; a run folder of tunekit has model/ once the run is done.",
@@ -76,17 +83,25 @@ def locate(name: str, revision: str | None = None) -> Location:
 
 
 def base_of(adapter: Location) -> Location:
-    """The base model an adapter was trained on, from its passport (a built-in name is built again where it is missing)."""
+    """The base model an adapter was trained on; a built-in one is built again where it is missing.
+
+    The folder that peft recorded comes first, since it is absolute; else the name in our passport. Raises `RecipeError`
+    where neither says anything.
+    """
+    config = json.loads((Path(adapter.path) / "adapter_config.json").read_text(encoding="utf-8"))
+    path, revision = config.get("base_model_name_or_path"), config.get("revision")
     passport = Path(adapter.path) / PASSPORT
+    name = path
     if passport.is_file():
-        base = json.loads(passport.read_text())["base_model"]
-        return locate(base["name"], base["revision"])
-    config = json.loads((Path(adapter.path) / "adapter_config.json").read_text())
-    return locate(config["base_model_name_or_path"], config.get("revision"))
+        recorded = json.loads(passport.read_text(encoding="utf-8"))["base_model"]
+        name, revision = recorded["name"], recorded["revision"]
+    if not name:
+        raise RecipeError(f"model: {adapter.name}: adapter_config.json does not say which base model it was trained on")
+    return Location(name, path) if path and Path(path).is_dir() else locate(name, revision)
 
 
 def load_tokenizer(location: Location, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of `location`; `chat_template` is the path of a Jinja file that replaces (and is saved with) its own."""
+    """The tokenizer of `location`; `chat_template` is the path of a Jinja file that replaces its own and is saved."""
     tokenizer = _from_hub_or_disk(AutoTokenizer, location)
     if chat_template is not None:
         try:
@@ -99,21 +114,27 @@ def load_tokenizer(location: Location, chat_template: str | None = None) -> PreT
 
 
 def load_model(
-    location: Location, *, dtype: torch.dtype, device: torch.device, attn_implementation: str = "auto"
+    location: Location, *, dtype: torch.dtype | str, device: torch.device, attn_implementation: str | None = "auto"
 ) -> PreTrainedModel:
-    """A causal language model in `dtype` on `device`; attention `auto` is ours over segments where the model takes it."""
+    """A causal language model in `dtype` ("auto": the one it is stored in) on `device`.
+
+    Attention `auto` is ours over segments where the model takes it, None is what transformers would choose. Raises
+    `MissingEnvironment` where it cannot be loaded that way.
+    """
     auto = attn_implementation == "auto"
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     try:
         model = _from_hub_or_disk(
             AutoModelForCausalLM, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
         )
-    except (ValueError, ImportError) as error:
-        if not auto:
-            raise MissingEnvironment(f"model.attn_implementation: {attn_implementation}: {error}") from error
-        log.info("%s does not take a registered attention function: using its own", location.name)
-        model = _from_hub_or_disk(AutoModelForCausalLM, location, **options)
-    return model.to(device)  # type: ignore[no-any-return]
+    except (ValueError, ImportError, SafetensorError) as error:
+        if auto:
+            model = load_model(location, dtype=dtype, device=device, attn_implementation=None)
+            log.info("%s does not take a registered attention function: using its own", location.name)
+            return model
+        how = f" with model.attn_implementation: {attn_implementation}" if attn_implementation else ""
+        raise MissingEnvironment(f"model: {location.name} cannot be loaded{how}: {error}") from error
+    return model.to(device)
 
 
 def context_length(location: Location) -> int | None:

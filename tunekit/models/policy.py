@@ -1,9 +1,9 @@
 """The policy: a batch goes in, the log-probabilities of its trained tokens come out.
 
-The vocabulary projection runs only at positions that predict a trained token, in chunks (ops/logprobs.py). Two facts about
-the model are not assumed but tried at start (`prove`): that examples packed into one row cannot see each other, and that
-backbone, head and softmax give the log-probabilities of the model's own forward pass. Where the first fails, batches are
-padded; where the second fails (soft-capped logits, a head with an adapter), the model's own head is used.
+The vocabulary projection runs only at positions that predict a trained token, in chunks (ops/logprobs.py). Two facts
+about the model are not assumed but tried at start (`prove`): that examples packed into one row cannot see each other,
+and that backbone, head and softmax give the log-probabilities of the model's own forward pass. Where the first fails,
+batches are padded; where the second fails (soft-capped logits, a head with an adapter), the model's own head is used.
 
 Axes: T tokens, N trained tokens, E hidden width, V vocabulary.
 """
@@ -39,7 +39,7 @@ class Policy(nn.Module):
     @property
     def causal(self) -> PreTrainedModel:
         """The transformers model, below peft's wrapper if there is one."""
-        return self.model if isinstance(self.model, PreTrainedModel) else self.model.get_base_model()  # type: ignore
+        return self.model if isinstance(self.model, PreTrainedModel) else self.model.get_base_model()  # type: ignore[operator]
 
     def batch(self, rows: Sequence[Tokens]) -> Batch:
         """Lays `rows` out the way this model takes them, on its device."""
@@ -56,7 +56,7 @@ class Policy(nn.Module):
                 logits = self._own_logits(batch)
         if not self.chunked_head:
             return torch.log_softmax(logits.float(), -1).gather(1, batch.targets[:, None]).squeeze(1)
-        weight = self.causal.get_output_embeddings().weight.to(self.dtype)  # type: ignore[union-attr]
+        weight = self.causal.get_output_embeddings().weight.to(self.dtype)
         return token_logprobs(hidden, weight, batch.targets)
 
     @property
@@ -70,10 +70,10 @@ class Policy(nn.Module):
         return {"attention_mask": batch.attention_mask, "use_cache": False}
 
     def _own_logits(self, batch: Batch) -> Tensor:
-        """`(N, V)` from the model's own head; a flat row is one sequence, so only the predicting positions are projected."""
+        """`(N, V)` from the model's own head; of a flat row, one sequence, only the predicting positions."""
         if batch.segments is not None:
             output = self.causal(batch.input_ids, logits_to_keep=batch.predictors, **self._layout(batch))
-            return output.logits[0]  # type: ignore[no-any-return]
+            return output.logits[0]
         return self.causal(batch.input_ids, **self._layout(batch)).logits.flatten(0, 1)[batch.predictors]
 
     def prove(self, rows: Sequence[Tokens]) -> None:

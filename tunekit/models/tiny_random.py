@@ -4,8 +4,8 @@ Equal for equal versions of tunekit, torch and transformers. The weights are spr
 is neither flat nor one token; the tokenizer has no merges, so a token is a byte or one of the three ChatML marks.
 """
 
-import dataclasses
 import difflib
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def _model(arch: str) -> PreTrainedModel:
 
 def _config(arch: str) -> PretrainedConfig:
     config_class = CONFIG_MAPPING[arch]
-    declared = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    declared = set(inspect.signature(config_class).parameters) | set(config_class.attribute_map)
     sizes = {key: value for key, value in SIZES.items() if key in declared} | SPECIAL.get(arch, {})
     config: PretrainedConfig = AutoConfig.for_model(arch, **sizes)
     if "layer_types" in declared and set(config.layer_types or ()) == {"linear_attention"}:

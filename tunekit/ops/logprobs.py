@@ -14,7 +14,7 @@ CHUNK = 256  # rows of logits alive at once: 256 x 49152 x 4 bytes = 50 MB
 class _TokenLogprobs(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target], one chunk of rows at a time.
 
-    The log-probability of a token depends on its own row of `hidden` alone, so its Jacobian, weight[target] - p @ weight,
+    The log-probability of a token depends on its own row of `hidden` alone: its Jacobian, weight[target] - p @ weight,
     is made in the forward pass while the chunk's probabilities p are at hand, and the backward pass only scales it. The
     gradient of `weight` needs the upstream gradient first: it is recomputed chunk by chunk, and only if asked for.
     """
@@ -33,7 +33,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden, weight, targets, jacobian = ctx.saved_tensors
         grad_hidden = None if jacobian is None else jacobian * grad[:, None].to(jacobian.dtype)
         grad_weight = None
@@ -60,4 +60,4 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     Matrix products run in the dtype of `weight`, the softmax in fp32. Peak memory is one chunk of logits, not N rows.
     """
-    return _TokenLogprobs.apply(hidden.to(weight.dtype), weight, targets)  # type: ignore[no-any-return]
+    return _TokenLogprobs.apply(hidden.to(weight.dtype), weight, targets)

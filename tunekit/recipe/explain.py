@@ -33,23 +33,27 @@ ACCEPTED = {
 }
 UNION_MEMBERS = re.compile(r"(bool|int|float|str|list|tuple|constrained-\w+)(\[.*\])?")
 PLACEHOLDER = "?"
+MAX_ATTEMPTS = 4
+MAX_ERRORS = 100
 MAX_SHOWN = 60
 
 
 def shown(value: Any) -> str:
     """A value as it would stand in a recipe, shortened."""
     if isinstance(value, (dict, list)):
-        return "a section" if isinstance(value, dict) else "a list"
+        return "a section" if isinstance(value, dict) else "a list" if value else "an empty list"
     text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def place_of(document: Document, path: KeyPath) -> Place:
-    """The place of the value at `path`, or of the innermost part of the recipe that holds it."""
+    """The place of the value at `path`, or of the innermost part of the recipe that is written out and holds it."""
     for length in range(len(path), 0, -1):
         if path[:length] in document.places:
             return document.places[path[:length]]
-    return document.places.get((), Place(document.source))
+    # A section that only an override made has no place of its own.
+    inner = (place for known, place in document.places.items() if path and known[: len(path)] == path)
+    return next(inner, document.places[()])
 
 
 def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
@@ -58,12 +62,15 @@ def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
     suspects = {dotted(path) for path in problems}
     raw = copy.deepcopy(document.value)
     recipe, details = _attempt(raw)
-    while recipe is None and details:
+    for _ in range(MAX_ATTEMPTS):
         for path, errors in _by_path(details).items():
-            message, meant = _message(path, errors)
-            suspects.update((dotted(path), meant))
-            problems.setdefault(path, _problem(document, path, message, errors[0]["type"] == "extra_forbidden"))
-            _mend(raw, path, errors[0]["type"] == "missing")
+            kind = errors[0]["type"]
+            if kind != "missing" or suspects.isdisjoint(_required(path)):
+                message, meant = _message(path, errors)
+                whole = path[:-1] if isinstance(path[-1], int) else path
+                suspects.update((dotted(path), dotted(whole), meant))
+                problems.setdefault(path, _problem(document, path, message, kind == "extra_forbidden"))
+            _mend(raw, path, kind == "missing")
         recipe, details = _attempt(raw)
     for conflict in conflicts(recipe) if recipe else ():
         # A rule about a key that is itself wrong would blame the user for our guess at its value.
@@ -72,6 +79,13 @@ def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
             problems.setdefault(path, _problem(document, path, conflict.message, False))
     ordered = sorted(problems.values(), key=lambda problem: problem.order)
     return (None if ordered else recipe), ordered
+
+
+def _required(path: KeyPath) -> set[str]:
+    """The keys, dotted, one of which under a wrong name explains why `path` is missing."""
+    model = SECTIONS.get(dotted(path))
+    inner = {name for name, field in model.model_fields.items() if field.is_required()} if model else set()
+    return {dotted(path)} | {f"{dotted(path)}.{name}" for name in inner}
 
 
 def _attempt(raw: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
@@ -84,21 +98,24 @@ def _attempt(raw: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
 def _mend(raw: Any, path: KeyPath, missing: bool) -> None:
     """Takes a wrong value out, or puts a placeholder in, so that the next attempt finds what is wrong with the rest."""
     *parents, key = cast("tuple[Any, ...]", path)
+    if isinstance(key, int) and path[0] != "data":
+        *parents, key = parents
     for part in parents:
         raw = raw[part]
-    if missing:
-        raw[key] = PLACEHOLDER
-    elif isinstance(raw, list):
-        raw[key] = {"path": PLACEHOLDER} if path[:1] == ("data",) and len(path) == 3 else PLACEHOLDER
+    if isinstance(raw, list) or missing:
+        raw[key] = {"path": PLACEHOLDER} if isinstance(raw, list) else PLACEHOLDER
     else:
-        del raw[key]
+        raw.pop(key, None)
 
 
 def _by_path(details: list[ErrorDetails]) -> dict[KeyPath, list[ErrorDetails]]:
     """The errors of each value; where no member of a union fits, only what is wrong deepest inside."""
     found: dict[KeyPath, list[ErrorDetails]] = {}
-    for detail in details:
-        path = tuple(part for part in detail["loc"] if isinstance(part, int) or not UNION_MEMBERS.fullmatch(part))
+    # Unknown keys first: one of them may be the missing key under another name.
+    for detail in sorted(details[:MAX_ERRORS], key=lambda detail: detail["type"] != "extra_forbidden"):
+        path = detail["loc"]
+        if detail["type"] != "extra_forbidden":
+            path = tuple(part for part in path if isinstance(part, int) or not UNION_MEMBERS.fullmatch(part))
         found.setdefault(path, []).append(detail)
     inner = {path: any(other[: len(path)] == path != other for other in found) for path in found}
     return {path: errors for path, errors in found.items() if not inner[path]}

@@ -116,8 +116,8 @@ def _likeness(key: str, name: str) -> float:
 def unknown_key(path: KeyPath) -> tuple[str, str]:
     """What to say about a key that does not exist, and the dotted path of the key probably meant ("" if none)."""
     *parents, key = path
-    section = dotted(tuple(part for part in parents if isinstance(part, str)))
-    name, prefix = str(key), f"{section}." if section else ""
+    section = ".".join(part for part in parents if isinstance(part, str))
+    name, prefix = str(key), f"{dotted(tuple(parents))}." if parents else ""
     if synonym := SYNONYMS.get((section, name)):
         return f"is another name of {synonym[1]}, which is given too; remove one of the two", dotted(synonym)
     if name.lower() in FOREIGN:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
@@ -15,6 +14,8 @@ from tunekit.recipe.derive import derive
 from tunekit.recipe.explain import place_of, validate
 from tunekit.recipe.parse import NEEDED, Document, KeyPath, Place, dotted, parse, read_text, scalar
 from tunekit.recipe.schema import SYNONYMS, Recipe, expand
+
+MAX_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,26 @@ def _leaves(model: BaseModel, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, b
 
 def _override(document: Document, override: str) -> None:
     """Sets one value of the document. Missing sections are made; an item after the last one of a list is appended."""
-    source = f"override `{override}`"
-    if not override.isprintable() and not override.replace("\n", "").replace("\t", "").isprintable():
-        raise RecipeError(f"override {override!r}: holds a character that is not printable text")
+    source = f"override `{override if len(override) <= MAX_SHOWN else override[:MAX_SHOWN] + '...'}`"
     name, equals, text = override.partition("=")
-    keys = name.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"{source}: is not of the form key=value or section.key=value")
-    path: KeyPath = tuple(int(key) if re.fullmatch(r"[0-9]{1,6}", key) else key for key in keys)
-    path = next((ours for theirs, ours in SYNONYMS.items() if theirs == path), path)
+    keys = tuple(name.strip().split("."))
+    if not equals or not all(keys) or not name.isprintable():
+        raise RecipeError(f"override {override!r}: is not of the form key=value or section.key=value")
+    keys = next((ours for theirs, ours in SYNONYMS.items() if theirs == keys), keys)
     value, inside = _override_value(text.strip(), source)
-    _assign(document.value, path, value, source)
+    path = _assign(document.value, keys, value, source)
     document.value = expand(document.value)
     document.places = {known: place for known, place in document.places.items() if known[: len(path)] != path}
     document.places.update({(*path, *rest): Place(source) for rest in inside})
 
 
 def _override_value(text: str, source: str) -> tuple[Any, list[KeyPath]]:
-    """A flow list, flow mapping or quoted text as YAML, anything else as one plain scalar (`a: b` is text)."""
+    """A flow list, flow mapping or quoted text as YAML, anything else as one plain scalar (`a: b` is text).
+
+    Also the path of each value inside.
+    """
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise RecipeError(f"{source!a}: is not UTF-8 text")
     if not text.startswith(("[", "{", '"', "'")):
         return scalar(text), [()]
     document = parse(text, source)
@@ -99,32 +102,29 @@ def _override_value(text: str, source: str) -> tuple[Any, list[KeyPath]]:
     return document.value, list(document.places)
 
 
-def _assign(root: Any, path: KeyPath, value: Any, source: str) -> None:
-    *parents, last = path
-    node = root
-    for depth, (part, following) in enumerate(zip(parents, path[1:], strict=True)):
-        made: Any = [] if isinstance(following, int) else {}
-        node = _enter(node, path[:depth], part, made, source)
-    if isinstance(node, list):
-        _enter(node, path[:-1], last, value, source)
-        node[last] = value  # type: ignore[index]
-    elif isinstance(node, dict):
-        node[str(last)] = value
-    else:
-        raise RecipeError(f"{source}: {dotted(path[:-1])} is not a section")
+def _assign(root: Any, keys: tuple[str, ...], value: Any, source: str) -> KeyPath:
+    """Sets the value that `keys` lead to and returns its path."""
+    node, path = root, cast("KeyPath", ())
+    for key, following in zip(keys, (*keys[1:], ""), strict=True):
+        part = _part(node, key, path, source)
+        if isinstance(node, list) and part == len(node):
+            node.append(None)
+        if not following:
+            node[part] = value
+        elif (node[part] if isinstance(node, list) else node.get(part)) is None:
+            node[part] = [] if following.isdecimal() else {}
+        node, path = node[part], (*path, part)
+    return path
 
 
-def _enter(node: Any, at: KeyPath, part: str | int, made: Any, source: str) -> Any:
-    """The part of a section or list, made where it is missing or null."""
+def _part(node: Any, key: str, path: KeyPath, source: str) -> Any:
+    """The key, as an index where `node` is a list."""
     if isinstance(node, dict):
-        if node.get(str(part)) is None:
-            node[str(part)] = made
-        return node[str(part)]
+        return key
     if not isinstance(node, list):
-        raise RecipeError(f"{source}: {dotted(at)} is not a section")
-    if not isinstance(part, int) or part > len(node):
-        last = f"0 to {len(node)}, where {len(node)} adds one"
-        raise RecipeError(f"{source}: {dotted(at)} is a list; items are named by a number from {last}")
-    if part == len(node):
-        node.append(made)
-    return node[part]
+        raise RecipeError(f"{source}: {dotted(path)} is a single value, without keys of its own")
+    if not key.isdecimal() or len(key) > 6 or int(key) > len(node):
+        raise RecipeError(
+            f"{source}: {dotted(path)} is a list of {len(node)}; name an item from 0, or {len(node)} to add one"
+        )
+    return int(key)

@@ -43,6 +43,7 @@ _CONSTANTS = {
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -150,7 +151,8 @@ def parse(text: str, source: str) -> Document:
             raise RecipeError(
                 f"{at}: a tab between or before keys", "YAML is laid out with spaces; replace the tab."
             ) from None
-        raise RecipeError(f"{at}: not valid YAML: {error.problem or error.context}") from None
+        fix = 'Put a value that holds ": " in quotes.' if "mapping values" in str(error.problem) else ""
+        raise RecipeError(f"{at}: not valid YAML: {error.problem or error.context}", fix) from None
     except YAMLError as error:
         raise RecipeError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
     return document
@@ -185,17 +187,19 @@ class _Builder:
             raise self._fatal(mark, f"nested more than {MAX_DEPTH} levels deep")
         self._refuse(event, path, place)
         if isinstance(event, ScalarEvent):
+            if _SURROGATE.search(event.value):
+                raise self._fatal(mark, r"half a character; write one beyond U+FFFF as itself or as \UXXXXXXXX")
             return scalar(event.value) if event.implicit[0] else event.value
         if isinstance(event, SequenceStartEvent):
             return self._sequence(path)
         return self._mapping(path) if isinstance(event, MappingStartEvent) else None
 
     def _refuse(self, event: Any, path: KeyPath, place: Place) -> None:
-        found = ""
+        found, tag = "", str(getattr(event, "tag", "")).replace("tag:yaml.org,2002:", "!!")
         if isinstance(event, AliasEvent):
             found = f"an alias (*{event.anchor}) is not accepted; write the value out"
         elif event.tag is not None:
-            found = f"a tag ({event.tag}) is not accepted; write the plain value"
+            found = f"a tag ({tag}) is not accepted; write the plain value"
         elif event.anchor:
             found = f"an anchor (&{event.anchor}) is not accepted; remove it"
         if found:
@@ -211,8 +215,8 @@ class _Builder:
         items: dict[str, Any] = {}
         while not isinstance(event := next(self.events), MappingEndEvent):
             mark = event.start_mark
-            if not isinstance(event, ScalarEvent):
-                raise self._fatal(mark, "a key must be plain text")
+            if not isinstance(event, ScalarEvent) or not event.value.isprintable():
+                raise self._fatal(mark, "a key must be one word of printable text")
             child = (*path, event.value)
             self._refuse(event, child, Place(self.document.source, mark.line + 1, mark.column + 1))
             first = self.document.places.get(child)

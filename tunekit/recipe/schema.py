@@ -257,7 +257,7 @@ def _sources(value: Any) -> Any:
 
 
 def expand(raw: Any) -> Any:
-    """The recipe with `model: x`, `adapter: lora`, `data: x`, `data.train: x` and `report_to: x` in their long forms. Idempotent."""
+    """The recipe with `model: x`, `adapter: lora`, `data: x`, `data.train: x`, `report_to: x` in full. Idempotent."""
     if not isinstance(raw, dict):
         return raw
     raw = dict(raw)

@@ -1,4 +1,4 @@
-"""A resolved recipe as YAML that loads again, for people (`as_yaml`) or the run's own folder (`dump`), and as JSON values."""
+"""A resolved recipe as YAML that loads again (`as_yaml` with origins, `dump` without), and as JSON values."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tunekit.errors import StorageError
 from tunekit.models import export
 from tunekit.models.load import Location, weights_hash
@@ -36,7 +34,7 @@ def write_artefact(policy: Policy, base: Base, folder: Path, facts: dict[str, An
         export.save_artefact(policy.model, causal, base.tokenizer, staging, passport)
         difference = export.verify_in_fresh_process(staging, logits, stored)
         bound = export.bound(stored)
-        if difference > bound:
+        if not difference <= bound:  # NaN is no equality either
             raise StorageError(f"{folder}: reloaded, its logits differ by {difference:.3g} (bound {bound:g})")
     log.info("%s: reloaded by a fresh process, largest logit difference %.3g", folder, difference)
     return difference

@@ -1,6 +1,7 @@
-"""From a recipe to the parts of a run. With the stages themselves, the only place below the command line that reads one."""
+"""From a recipe to the parts of a run. With the stages themselves, the only place below the CLI that reads one."""
 
 import logging
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,7 @@ class Rows:
     def manifest(self) -> dict[str, Any]:
         """Counts and content hashes, for `manifest.json`."""
         parts = {"train": self.train} | ({"held_out": self.held_out} if self.held_out else {})
-        return {
-            name: {**asdict(part.summary), "sha256": fingerprint(part.tokens)} for name, part in parts.items()
-        }
+        return {name: {**asdict(part.summary), "sha256": fingerprint(part.tokens)} for name, part in parts.items()}
 
 
 def find_base(recipe: Recipe) -> Base:
@@ -70,19 +69,19 @@ def read_rows(recipe: Recipe, base: Base) -> Rows:
         held_out = _convert(data.eval)
     else:
         rows, held_out = split(rows, data.eval_split, recipe.train.seed)
-    max_length = data.max_length or context_length(base.location)
+    max_length = data.max_length or context_length(base.location) or sys.maxsize
+
+    rule = {"max_length": max_length, **data.model_dump(include={"loss_on", "overlong", "system"})}
 
     def prepared(part: list[Conversation | Text], name: str) -> Prepared:
         log.info("%s data:", name)
-        return prepare(
-            part, base.tokenizer, max_length=max_length, loss_on=data.loss_on, overlong=data.overlong, system=data.system
-        )
+        return prepare(part, base.tokenizer, **rule)
 
     train = prepared(rows, "training")
     return Rows(train, prepared(held_out, "held-out") if held_out else None, prompts_of(held_out, data.system))
 
 
-def _convert(parts: tuple[Source, ...]) -> list[Conversation | Text]:
+def _convert(parts: list[Source]) -> list[Conversation | Text]:
     rows: list[Conversation | Text] = []
     for part in parts:
         where = part.model_dump(exclude={"path", "format"})
@@ -91,7 +90,7 @@ def _convert(parts: tuple[Source, ...]) -> list[Conversation | Text]:
 
 
 def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Policy:
-    """The model with what is trained in it: an adapter beside a base in the compute dtype, or fp32 weights of its own."""
+    """The model with what is trained in it: an adapter beside a base in the compute dtype, or its own fp32 weights."""
     compute = resolve_dtype(recipe.model.dtype, engine.device)
     lora = recipe.adapter.type == "lora"
     stored = compute if lora else resolve_dtype("float32", engine.device)
@@ -134,9 +133,12 @@ def make_training(
     )
     warmup = settings.warmup_steps
     if warmup is None:
-        warmup = round(settings.warmup_ratio * plan.num_steps)
+        warmup = round((settings.warmup_ratio or 0) * plan.num_steps)
     parameters = adapters.trained_parameters(policy)
-    optimizer = make_optimizer(settings.optim, parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(
+        settings.optim, parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = settings.lr_scheduler_type
     evaluation = recipe.eval.model_dump(
         include={"metric_for_best_model", "greater_is_better", "early_stopping_patience"}
     )
@@ -147,7 +149,7 @@ def make_training(
         plan=plan,
         parameters=parameters,
         optimizer=optimizer,
-        learning_rate=make_schedule(settings.lr_scheduler_type, optimizer, warmup_steps=warmup, num_steps=plan.num_steps),
+        learning_rate=make_schedule(schedule, optimizer, warmup_steps=warmup, num_steps=plan.num_steps),
         max_grad_norm=settings.max_grad_norm,
         engine=engine,
         evaluate=evaluate,

@@ -26,7 +26,8 @@ def training_report(result: dict[str, Any]) -> str:
     parts.append(
         f"done: {result['steps']} steps, {result['tokens']:,} tokens ({result['trained_tokens']:,} trained), "
         f"{speed}{result['seconds']:.0f} s in all\n"
-        f"model: {result['paths']['model']} (reloaded by a fresh process, logit difference {result['reload_difference']:.3g})\n"
+        f"model: {result['paths']['model']} (reloaded by a fresh process, "
+        f"logit difference {result['reload_difference']:.3g})\n"
         f"loss curve: {result['paths']['loss_curve']}"
     )
     return _rendered(parts)

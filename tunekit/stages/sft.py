@@ -29,7 +29,7 @@ log = logging.getLogger("tunekit")
 
 
 def run(resolved: Resolved) -> dict[str, Any]:
-    """Trains after the recipe and returns what it wrote to `result.json`; raises `TunekitError` (each has an exit code)."""
+    """Trains after the recipe and returns what it wrote to `result.json`; raises `TunekitError`s, each an exit code."""
     recipe = resolved.recipe
     check_optimizer(recipe.train.optim)
     metrics.check_metrics(recipe.eval.metrics, recipe.eval.metric_for_best_model)
@@ -44,7 +44,8 @@ def run(resolved: Resolved) -> dict[str, Any]:
         policy = make_policy(recipe, base, rows, engine)
         evaluate = _evaluation(recipe, policy, base, rows)
         training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, folder)
-        write_manifest(folder, data=rows.manifest(), model=base_passport(base.location, policy), contract=training.contract)
+        passport = base_passport(base.location, policy)
+        write_manifest(folder, data=rows.manifest(), base_model=passport, contract=training.contract)
         engine.start_trackers(recipe.run_name or folder.name, recipe.model_dump(mode="json"))
         _begin(recipe, training, base, rows)
         train(training, stop)
@@ -101,15 +102,13 @@ def _sample(policy: Policy, base: Base, rows: Rows) -> str | None:
     return next(answers)[1]
 
 
-def _finish(
-    recipe: Recipe, training: Training, base: Base, rows: Rows, folder: Path, result: dict[str, Any]
-) -> None:
+def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: Path, result: dict[str, Any]) -> None:
     """Takes the best weights if asked, measures, writes and proves the artefact, and fills in `result`."""
     state = training.state
     if recipe.eval.load_best_model_at_end and state.best_step not in (None, state.step):
         best = training.checkpoints / f"step-{state.best_step}"
         load_parameters(training.parameters, load(best)["parameters"], best)
-        log.info("taking the weights of step %d (%s %.4f)", state.best_step, recipe.eval.metric_for_best_model, state.best_metric)
+        log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
         state.evaluated = training.evaluate(lambda: None)
     sample = _sample(training.policy, base, rows)
     facts = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}

@@ -152,7 +152,7 @@ def sha256(file: Path) -> str:
 
 
 def _split(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """`tree` with each tensor moved to `tensors` and dicts written as pairs (JSON would turn their int keys to strings)."""
+    """`tree` with its tensors moved to `tensors`, and dicts as pairs (JSON would turn their int keys into strings)."""
     if isinstance(tree, Tensor):
         tensors[path] = tree.detach().cpu().contiguous().clone()
         return {"tensor": path}

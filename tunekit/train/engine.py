@@ -17,7 +17,9 @@ class Engine:
 
     def __init__(self, report_to: tuple[str, ...] = (), folder: Path | None = None) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise MissingEnvironment("WORLD_SIZE > 1: several processes are not supported yet; start tunekit without a launcher.")
+            raise MissingEnvironment(
+                "WORLD_SIZE > 1: several processes are not supported yet", "Start tunekit without a launcher."
+            )
         try:
             self.accelerator = Accelerator(mixed_precision="no", log_with=list(report_to) or None, project_dir=folder)
         except (ImportError, ValueError) as error:
@@ -40,8 +42,8 @@ class Engine:
         self.accelerator.end_training()
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        return self.accelerator.prepare_model(module)  # type: ignore[no-any-return]
+        return self.accelerator.prepare_model(module)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, on every rank."""
-        return self.accelerator.reduce(values, reduction="sum")  # type: ignore[no-any-return]
+        return self.accelerator.reduce(values, reduction="sum")

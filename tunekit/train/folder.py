@@ -14,7 +14,8 @@ from typing import Any
 from tunekit.errors import RecipeError, StorageError, TunekitError
 
 RESULT = "result.json"
-LEFTOVERS = {RESULT, "recipe.yaml", "manifest.json", "metrics.jsonl"}  # of a run that failed before its first checkpoint
+# What a run leaves that failed before its first checkpoint
+LEFTOVERS = {RESULT, "recipe.yaml", "manifest.json", "metrics.jsonl"}
 LIBRARIES = ("tunekit", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
 STATUS = {0: "done", 75: "preempted", 130: "interrupted"}
 

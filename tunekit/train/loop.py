@@ -1,4 +1,4 @@
-"""The one training loop. It only sequences: steps from the plan, evaluation and checkpoints when due, signals at borders.
+"""The one training loop. It only sequences: steps of the plan, evaluation and checkpoints when due, signals between.
 
     for step in plan: backward -> update -> log -> [evaluate] -> [save] -> [stop?]
 
@@ -219,7 +219,7 @@ def save(run: Training, required: bool) -> None:
 
 
 def restore(run: Training, path: Path) -> None:
-    """Puts `run` back to the checkpoint at `path`. Raises `StorageError` unless its weights are exactly those trained."""
+    """Puts `run` back to the checkpoint `path`. Raises `StorageError` unless its weights are exactly those trained."""
     saved = checkpoint.load(path)
     load_parameters(run.parameters, saved["parameters"], path)
     run.optimizer.load_state_dict(saved["optimizer"])

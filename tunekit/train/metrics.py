@@ -1,5 +1,6 @@
-"""Metrics of generated text, as `evaluate.Metric` classes that are part of the package: nothing is fetched from a hub."""
+"""Metrics of generated text, as `evaluate.Metric` classes of this package: nothing is fetched from a hub."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -28,7 +29,7 @@ class TokenF1(evaluate.Metric):
     """Mean F1 of the words that prediction and reference share (Rajpurkar et al. 2016, SQuAD), case folded."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return ExactMatch._info(self)  # type: ignore[arg-type]
+        return ExactMatch._info(self)
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         scores = [_f1(p.lower().split(), r.lower().split()) for p, r in zip(predictions, references, strict=True)]
@@ -38,7 +39,7 @@ class TokenF1(evaluate.Metric):
 METRICS: dict[str, Any] = {"exact_match": ExactMatch, "token_f1": TokenF1}
 
 
-def check_metrics(names: tuple[str, ...], best: str) -> None:
+def check_metrics(names: Sequence[str], best: str) -> None:
     """Raises `RecipeError` for a metric that does not exist, or a best-model metric that nothing computes."""
     for name in names:
         if name not in METRICS:
@@ -48,7 +49,7 @@ def check_metrics(names: tuple[str, ...], best: str) -> None:
         raise RecipeError(f"eval.metric_for_best_model: {best} is not computed", f"Accepted: {', '.join(computed)}")
 
 
-def compute(names: tuple[str, ...], predictions: list[str], references: list[str]) -> dict[str, float]:
+def compute(names: Sequence[str], predictions: list[str], references: list[str]) -> dict[str, float]:
     """`{"eval_exact_match": 0.25, ...}` for the named metrics."""
     scores: dict[str, float] = {}
     for name in names:

@@ -20,7 +20,7 @@ def _bitsandbytes(name: str, **options: Any) -> Callable[..., Optimizer]:
     def make(groups: list[dict[str, Any]], **common: Any) -> Optimizer:
         import bitsandbytes.optim  # takes seconds to import: only where it is used
 
-        return getattr(bitsandbytes.optim, name)(groups, **options, **common)  # type: ignore[no-any-return]
+        return getattr(bitsandbytes.optim, name)(groups, **options, **common)
 
     return make
 
@@ -65,4 +65,4 @@ def make_optimizer(name: str, parameters: dict[str, nn.Parameter], *, lr: float,
 def make_schedule(name: str, optimizer: Optimizer, *, warmup_steps: int, num_steps: int) -> LRScheduler:
     """`cosine`, `linear` or `constant`, each with a linear warm-up (transformers' plain `constant` would ignore it)."""
     name = "constant_with_warmup" if name == "constant" else name
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps)  # type: ignore
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps)

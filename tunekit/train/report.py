@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a progress bar or lines for people, `metrics.jsonl` always, a loss curve at the end."""
+"""What a run tells: a progress bar or lines for people, `metrics.jsonl` always, a loss curve at the end."""
 
 import json
 import logging

@@ -44,7 +44,7 @@ def backward(policy: nn.Module, objective: Objective, batches: Sequence[Batch], 
 def update(
     result: StepResult, parameters: Sequence[nn.Parameter], optimizer: Optimizer, max_grad_norm: float
 ) -> StepResult:
-    """Clips and steps. Raises `Diverged`, with the weights untouched, if the loss or the gradient norm is not finite."""
+    """Clips and steps. Raises `Diverged`, the weights untouched, if the loss or the gradient norm is not finite."""
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not (math.isfinite(result.loss) and math.isfinite(grad_norm)):
         raise Diverged(

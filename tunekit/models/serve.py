@@ -1,0 +1,59 @@
+"""Models for use and not for training: run folders, adapters on their base, model folders, built-in names, hub ids."""
+
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunekit.errors import RecipeError
+from tunekit.models.adapters import PeftModel, load_adapter
+from tunekit.models.export import generation_config
+from tunekit.models.load import Location, base_of, default_device, load_model, load_tokenizer, locate, resolve_dtype
+
+
+def load_for_inference(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer that `name` stands for, on the default device and in evaluation mode.
+
+    An adapter stays beside its base (`merge` joins them), so that answers are those measured in training. Raises
+    `RecipeError` for a folder that holds no model, also when its run is not finished.
+    """
+    location = locate(name)
+    device = default_device()
+    chosen = resolve_dtype(dtype, device)
+    if location.is_adapter:
+        adapted, tokenizer = load_adapted(location, base_of(location), dtype=chosen, device=device)
+        model: PreTrainedModel = adapted.get_base_model()  # type: ignore[assignment]
+    else:
+        tokenizer = load_tokenizer(location)
+        model = load_model(location, dtype=chosen, device=device, attn_implementation=None)
+        model.generation_config = generation_config(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def load_adapted(
+    adapter: Location, base: Location, *, dtype: torch.dtype | str, device: torch.device
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The adapter on its base, with the tokenizer and generation config beside the adapter, or else the base's.
+
+    Raises `RecipeError` where the adapter does not fit the base.
+    """
+    folder = Path(adapter.path)
+    tokenizer = load_tokenizer(adapter if (folder / "tokenizer_config.json").is_file() else base)
+    model = load_model(base, dtype=dtype, device=device, attn_implementation=None)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # type: ignore[index]
+        model.resize_token_embeddings(len(tokenizer))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.generation_config = generation_config(model, tokenizer)
+    try:
+        adapted = load_adapter(model, adapter.path)
+    except (ValueError, RuntimeError) as error:
+        raise RecipeError(f"model: the adapter {adapter.path} does not fit its base {base.name}: {error}") from error
+    if adapted.active_peft_config.is_prompt_learning:
+        raise RecipeError(f"model: {adapter.path} is a learned prompt; accepted are adapters of weights (LoRA)")
+    return adapted, tokenizer
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Tokens the model was made for, or None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

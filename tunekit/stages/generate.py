@@ -1,0 +1,201 @@
+"""Completions of a file of prompts, or of one prompt, in batches.
+
+What a row asks, by its keys, the first that it has:
+- `messages` (or `conversations`, ShareGPT; or `instruction` with `input`, Alpaca): a conversation; a last assistant
+  message is left out and kept as `reference`;
+- `prompt`: a list of messages, or a text that becomes the user's turn in the chat template (with `raw`, is continued as
+  it stands); its `completion` is kept as `reference`;
+- `text`: continued as it stands.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from tunekit.data import sources
+from tunekit.data.formats import FORMATS
+from tunekit.data.rows import Conversation
+from tunekit.errors import DataError, MemoryExceeded, RecipeError, StorageError
+from tunekit.models.generate import Messages, complete, prompt_ids
+from tunekit.models.serve import context_of, load_for_inference
+
+log = logging.getLogger("tunekit")
+
+CONVERSATIONS = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca"}  # key -> format
+BATCHES_SORTED_TOGETHER = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`prompt` as `complete` takes it, and `row`, what is written beside its completion."""
+
+    prompt: str | Messages
+    row: dict[str, Any]
+    source: str
+
+
+def run(
+    name: str,
+    *,
+    prompt: str | None,
+    input_path: str | None,
+    output: str | None,
+    raw: bool,
+    seed: int | None,
+    batch_size: int,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Writes JSON Lines to `output` or standard output and returns a summary, or returns the one completion.
+
+    `sampling` is `max_new_tokens`, `temperature` and `top_p`. Raises `RecipeError` (what was asked), `DataError` (the
+    rows), `StorageError` (the output) and `MemoryExceeded`.
+    """
+    if (prompt is None) == (input_path is None):
+        raise RecipeError("give a prompt: either --prompt TEXT or --input FILE")
+    destination = None if output is None else Path(output)
+    if destination is not None and destination.exists():
+        raise RecipeError(f"--output: {output} exists already", "Choose another name or remove it.")
+    rows = [({"prompt": prompt}, "--prompt")] if input_path is None else sources.read(input_path)
+    requests = [request(row, source, raw) for row, source in rows]
+    model, tokenizer = load_for_inference(name)
+    _check_lengths(requests, tokenizer, context_of(model), sampling["max_new_tokens"])
+    if seed is None:
+        torch.seed()  # torch begins with the same state in every process
+    else:
+        set_seed(seed)
+    completed = _completed(model, tokenizer, requests, batch_size, sampling)
+    if prompt is not None and destination is None:
+        return next(completed)
+    started = time.perf_counter()
+    ended = 0
+    with _opened(destination) as file, _progress(len(requests), destination is not None) as advance:
+        for row in completed:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            file.flush()
+            ended += row["ended"]
+            advance()
+    seconds = round(time.perf_counter() - started, 2)
+    return {"rows": len(requests), "ended": ended, "seconds": seconds, "output": output}
+
+
+def request(row: dict[str, Any], source: str, raw: bool) -> Request:
+    """What `row` asks; raises `DataError` with its place where that is nothing."""
+    try:
+        prompt, reference, used = _asked(row, source)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+    if isinstance(prompt, tuple) and not prompt:
+        raise DataError(f"{source}: there is nothing before the assistant's message, so nothing to answer")
+    if raw and isinstance(prompt, tuple):
+        raise DataError(f"{source}: --raw continues plain text, and this row is a conversation", "Leave --raw out.")
+    if isinstance(prompt, str) and not raw and "text" not in used:
+        prompt = ({"role": "user", "content": prompt},)
+    kept = {key: value for key, value in row.items() if key != "completion"}
+    if reference:
+        kept.setdefault("reference", reference)
+    return Request(prompt, kept, source)
+
+
+def _asked(row: dict[str, Any], source: str) -> tuple[str | Messages, Any, str]:
+    """Prompt, reference and the key that they come from. Raises `ValueError` with the reason where there are none."""
+    for key, name in CONVERSATIONS.items():
+        if row.get(key) is not None:
+            converted = FORMATS[name].convert({"output": "", **row}, source)
+            assert isinstance(converted, Conversation)
+            return *_cut(converted.messages), key
+    for key in ("prompt", "text"):
+        value = row.get(key)
+        if isinstance(value, str) and value:
+            return value, row.get("completion"), key
+        if key == "prompt" and isinstance(value, list):
+            converted = FORMATS["messages"].convert({"messages": value}, source)
+            assert isinstance(converted, Conversation)
+            prompt, reference = _cut(converted.messages)
+            return prompt, row.get("completion") or reference, key
+    accepted = ", ".join((*CONVERSATIONS, "prompt", "text"))
+    raise ValueError(f"no prompt under one of the keys {accepted}; its keys are {', '.join(row)}")
+
+
+def _cut(messages: Messages) -> tuple[Messages, Any]:
+    """The conversation up to where the assistant is to answer, and the answer that stands there, if any."""
+    if messages and messages[-1]["role"] == "assistant":
+        return messages[:-1], messages[-1].get("content")
+    return messages, None
+
+
+def _check_lengths(
+    requests: list[Request], tokenizer: PreTrainedTokenizerBase, context: int | None, max_new_tokens: int
+) -> None:
+    problems = []
+    for each in requests:
+        length = len(prompt_ids(tokenizer, each.prompt))
+        if length == 0:
+            problems.append(f"{each.source}: the prompt has no token")
+        elif context is not None and length + max_new_tokens > context:
+            problems.append(f"{each.source}: {length:,} tokens")
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {len(requests)} prompts do not fit the model's context of {context:,} tokens with "
+            f"--max-new-tokens {max_new_tokens}:\n{sources.first_problems(problems)}",
+            "Lower --max-new-tokens, or shorten these prompts.",
+        )
+
+
+def _completed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: list[Request],
+    batch_size: int,
+    sampling: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """The rows with `completion` and `ended`, in order; prompts are sorted by length only within a few batches."""
+    size = BATCHES_SORTED_TOGETHER * batch_size
+    for start in range(0, len(requests), size):
+        some = requests[start : start + size]
+        prompts = [each.prompt for each in some]
+        try:
+            answers = sorted(complete(model, tokenizer, prompts, batch_size=batch_size, **sampling))
+        except torch.OutOfMemoryError as error:
+            raise MemoryExceeded(f"a batch of {batch_size} prompts does not fit", "Lower --batch-size.") from error
+        for each, (_, text, ended) in zip(some, answers, strict=True):
+            yield {**each.row, "completion": text, "ended": ended}
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is at `path` only once it is whole. Raises `StorageError`."""
+    if path is None:
+        yield sys.stdout
+        return
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staging.open("w", encoding="utf-8") as file:
+            yield file
+        staging.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress(total: int, to_file: bool) -> Iterator[Any]:
+    """A bar on standard error, where that is a terminal on which the rows themselves do not appear."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not sys.stderr.isatty() or (not to_file and sys.stdout.isatty())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
