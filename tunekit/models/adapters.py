@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -28,13 +29,24 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **
     if options.get("target_modules") == "all-linear":
         routers = {name.rpartition(".")[2] for name, _ in model.named_modules()}.intersection(ROUTERS)
         options["exclude_modules"] = sorted(routers) or None
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     try:
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)  # type: ignore[arg-type]
         use_fused_layer(config)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         raise RecipeError(f"adapter: {error}", f"Linear modules of this model: {', '.join(sorted(linear))}") from error
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            _train_in_fp32(module.modules_to_save["default"], model.dtype)
+    return adapted
+
+
+def _train_in_fp32(module: nn.Module, dtype: torch.dtype) -> None:
+    """fp32 weights for a module that is trained whole, amid a model in `dtype`: peft leaves them in that."""
+    module.float()
+    module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs))
+    module.register_forward_hook(lambda _, inputs, output: output.to(dtype))
 
 
 def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
@@ -47,11 +59,10 @@ def freeze(model: PreTrainedModel, layers: Sequence[int], embeddings: bool) -> N
 
     Raises `RecipeError` for an index that the model does not have, or when nothing is left to train.
     """
-    stack = next((m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)), None)
-    count = 0 if stack is None else len(stack)
-    missing = [index for index in layers if index >= count]
+    stack = next(module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
+    missing = [index for index in layers if index >= len(stack)]
     if missing:
-        raise RecipeError(f"freeze.layers: {missing[0]}: the model has layers 0 to {count - 1}")
+        raise RecipeError(f"freeze.layers: {missing[0]}: the model has layers 0 to {len(stack) - 1}")
     for index in layers:
         stack[index].requires_grad_(False)
     if embeddings:

@@ -49,11 +49,10 @@ def complete(
     """Yields (number of the prompt, its completion, whether the model ended it itself), in order of prompt length.
 
     Temperature 0 is greedy. Prompts of similar length share a batch, so that little of it is padding; `poll` is called
-    before each batch.
+    before each batch. The model is left in evaluation mode.
     """
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
         poll()
@@ -66,7 +65,6 @@ def complete(
         for i, row in zip(chosen, new, strict=True):
             ended = bool(torch.isin(row, _end_ids(model)).any())
             yield i, _text(tokenizer, row).strip(), ended
-    model.train(training)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def load_model(
         model = _from_hub_or_disk(
             AutoModelForCausalLM, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
         )
-    except (ValueError, ImportError, SafetensorError) as error:
+    except (ValueError, KeyError, ImportError, SafetensorError) as error:
         if auto:
             model = load_model(location, dtype=dtype, device=device, attn_implementation=None)
             log.info("%s does not take a registered attention function: using its own", location.name)

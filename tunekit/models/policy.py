@@ -34,7 +34,8 @@ class Policy(nn.Module):
         self.dtype = dtype
         self.pad_id = pad_id
         self.flat = self.causal.config._attn_implementation == SEGMENTS
-        self.chunked_head = type(self.causal.get_output_embeddings()) is nn.Linear
+        head = self.causal.get_output_embeddings()
+        self.chunked_head = type(head) is nn.Linear and head.bias is None
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -79,18 +80,18 @@ class Policy(nn.Module):
     def prove(self, rows: Sequence[Tokens]) -> None:
         """Tries the flat layout and the chunked head on two examples, and says aloud what it falls back to."""
         examples = [_probe_of(row) for row in rows[:2]]
-        training = self.training
         self.eval()
         with torch.no_grad():
-            apart = torch.cat([self._reference(row) for row in examples])
-            if self.flat and (problem := self._flat_problem(examples, apart)):
+            if self.flat and (problem := self._flat_problem(examples)):
                 log.info("packed rows are not safe on this model (%s): batches are padded", problem)
                 self.flat = False
                 self.causal.set_attn_implementation("sdpa" if self.causal._supports_sdpa else "eager")
-            if self.chunked_head and not _close(self(self.batch(examples)), apart, self.dtype):
+            if self.chunked_head and not _close(self(self.batch(examples)), self._apart(examples), self.dtype):
                 log.info("the head of this model is more than a matrix product: its own forward pass is used")
                 self.chunked_head = False
-        self.train(training)
+
+    def _apart(self, rows: Sequence[Tokens]) -> Tensor:
+        return torch.cat([self._reference(row) for row in rows])
 
     def _reference(self, row: Tokens) -> Tensor:
         """What the model's own forward pass, alone on one example, says of its trained tokens."""
@@ -99,7 +100,7 @@ class Policy(nn.Module):
             logits = self.causal(batch.input_ids, use_cache=False).logits[0, batch.predictors]
         return torch.log_softmax(logits.float(), -1).gather(1, batch.targets[:, None]).squeeze(1)
 
-    def _flat_problem(self, examples: Sequence[Tokens], apart: Tensor) -> str:
+    def _flat_problem(self, examples: Sequence[Tokens]) -> str:
         """Why two examples in one row are not what they are apart, or ''.
 
         Isolation is exact: other tokens in the first example must not move the second by one bit. Equality with the
@@ -107,6 +108,7 @@ class Policy(nn.Module):
         """
         chunked, self.chunked_head = self.chunked_head, False
         try:
+            apart = self._apart(examples)
             first, second = examples
             other = Tokens(np.roll(first.ids, 1), first.trained, first.source)
             packed = self(self.batch([first, second]))

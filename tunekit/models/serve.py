@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.errors import RecipeError
@@ -35,7 +36,7 @@ def load_adapted(
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The adapter on its base, with the tokenizer and generation config beside the adapter, or else the base's.
 
-    Raises `RecipeError` where the adapter does not fit the base.
+    Raises `RecipeError` where the adapter is damaged or does not fit the base.
     """
     folder = Path(adapter.path)
     tokenizer = load_tokenizer(adapter if (folder / "tokenizer_config.json").is_file() else base)
@@ -47,8 +48,9 @@ def load_adapted(
     model.generation_config = generation_config(model, tokenizer)
     try:
         adapted = load_adapter(model, adapter.path)
-    except (ValueError, RuntimeError) as error:
-        raise RecipeError(f"model: the adapter {adapter.path} does not fit its base {base.name}: {error}") from error
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        reason = "\n".join(str(error).splitlines()[:3])  # peft names every weight of another size
+        raise RecipeError(f"model: the adapter {adapter.path} cannot be put on its base {base.name}: {reason}") from error
     if adapted.active_peft_config.is_prompt_learning:
         raise RecipeError(f"model: {adapter.path} is a learned prompt; accepted are adapters of weights (LoRA)")
     return adapted, tokenizer

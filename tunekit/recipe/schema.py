@@ -195,7 +195,9 @@ class Train(Section):
     )
     sampling: Literal["random", "sequential"] = Field(default="random", description="Order of the rows in each epoch.")
     seed: int = Field(default=42, ge=0, lt=2**32, description="Seed of everything that is random.")
-    logging_steps: Count = Field(default=1, description="Optimizer steps between two lines of metrics.")
+    logging_steps: Count = Field(
+        default=10, description="Optimizer steps between two lines of a run that is no terminal."
+    )
 
 
 class Eval(Section):

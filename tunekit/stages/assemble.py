@@ -113,7 +113,7 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
         )
     if recipe.train.activation_checkpointing:
         policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
-    return policy.train()
+    return policy
 
 
 def make_training(
@@ -182,10 +182,19 @@ def resume(recipe: Recipe, run: Training) -> bool:
     return path is not None
 
 
+def flat_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of the recipe under its dotted key, in JSON's types."""
+    values: dict[str, Any] = {}
+    for name, section in recipe.model_dump(mode="json").items():
+        values |= (
+            {f"{name}.{key}": value for key, value in section.items()} if isinstance(section, dict) else {name: section}
+        )
+    return values
+
+
 def _contract(recipe: Recipe, rows: Rows, engine: Engine) -> dict[str, Any]:
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
-    sections = recipe.model_dump(mode="json", include={"model", "adapter", "freeze", "train"})
-    values = {f"{name}.{key}": value for name, keys in sections.items() for key, value in (keys or {}).items()}
+    kept = ("model.", "adapter.", "freeze", "train.", "data.packing", "data.max_length")
+    values = {key: value for key, value in flat_values(recipe).items() if key.startswith(kept)}
     del values["train.logging_steps"]
-    values |= {"data.packing": recipe.data.packing, "data.max_length": recipe.data.max_length}
     return {**values, "data (hash of ids and masks)": fingerprint(rows.train.tokens), "world size": engine.world_size}

@@ -14,7 +14,7 @@ from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
 from tunekit.stages.artefact import base_passport, write_artefact
-from tunekit.stages.assemble import Base, Rows, find_base, make_policy, make_training, read_rows, resume
+from tunekit.stages.assemble import Base, Rows, find_base, flat_values, make_policy, make_training, read_rows, resume
 from tunekit.train import metrics
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
@@ -46,7 +46,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
         training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, folder)
         passport = base_passport(base.location, policy)
         write_manifest(folder, data=rows.manifest(), base_model=passport, contract=training.contract)
-        engine.start_trackers(recipe.run_name or folder.name, recipe.model_dump(mode="json"))
+        engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
         _begin(recipe, training, base, rows)
         train(training, stop)
         stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"

@@ -32,8 +32,10 @@ class Engine:
         set_seed(seed)
 
     def start_trackers(self, name: str, config: dict[str, Any]) -> None:
+        """`config`: one value a key; what is not a number or a string is logged as text, as trackers take no more."""
         if self.report_to:
-            self.accelerator.init_trackers(name, config)
+            plain = {key: value if isinstance(value, int | float) else str(value) for key, value in config.items()}
+            self.accelerator.init_trackers(name, plain)
 
     def track(self, values: dict[str, float], step: int) -> None:
         self.accelerator.log(values, step=step)

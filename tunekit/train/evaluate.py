@@ -16,10 +16,9 @@ def held_out_loss(
     """`eval_loss`, nats a trained token over all of `rows`, and `eval_perplexity`, its exponential.
 
     Rows of similar length share a batch; the sum is divided once, so that the batch size does not change the result.
-    `poll` is called before each batch.
+    `poll` is called before each batch. The policy is left in evaluation mode.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    training = policy.training
     policy.eval()
     total, weight = 0.0, 0
     for start in range(0, len(order), batch_size):
@@ -27,6 +26,5 @@ def held_out_loss(
         batch = policy.batch([rows[i] for i in order[start : start + batch_size]])
         total -= float(policy(batch).double().sum())
         weight += batch.weight
-    policy.train(training)
     loss = total / weight
     return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0))}

@@ -106,6 +106,7 @@ def train(run: Training, stop: StopRequest) -> None:
             if state.stopped_early:
                 break
             started = time.perf_counter()
+            run.policy.train()  # whatever came before this step (evaluation, generation) left it in evaluation mode
             result = backward(module, run.objective, _batches(run, micro_batches), run.engine)
             lr = run.learning_rate.get_last_lr()[0]
             result = update(result, list(run.parameters.values()), run.optimizer, run.max_grad_norm)
@@ -128,6 +129,7 @@ def try_longest_batch(run: Training, spare: Optimizer) -> None:
     Raises `MemoryExceeded` where that does not fit.
     """
     state = rng_state()
+    run.policy.train()
     rows = run.plan.longest()
     num_tokens = sum(run.plan.lengths[row] for row in rows)
     try:

@@ -1,0 +1,160 @@
+"""A run that is killed and resumed ends as one that never stopped: every bit of weights, moments and generators."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import final_state, killed_copy, metric_rows, run, unproven_artefact, write_recipe
+
+from tunekit.errors import Preempted, RecipeError
+from tunekit.stages import sft
+from tunekit.train import checkpoint, loop
+
+__all__ = ["unproven_artefact"]
+
+ACCUMULATION = {
+    # 5 micro-batches an epoch: 5 + 3 steps
+    1: (),
+    # 3 + 2 micro-batches an epoch, three epochs: 6 steps
+    3: ("train.gradient_accumulation_steps=3", "train.num_train_epochs=3"),
+}
+STOPS = {1: (1, 4, 5, 7), 3: (1, 3, 4, 5)}  # first step, middle, end of an epoch, last but one
+
+
+def assert_same_end(resumed: Path, whole: Path) -> None:
+    assert final_state(resumed) == final_state(whole)
+    assert metric_rows(resumed) == metric_rows(whole)
+
+
+def check_every_stop(folder: Path, stops: tuple[int, ...], *overrides: str) -> None:
+    recipe = write_recipe(folder)
+    result = run(recipe, *overrides)
+    whole = folder / "run"
+    for stop in stops:
+        copy = killed_copy(whole, folder / f"killed-{stop}", stop)
+        again = run(recipe, *overrides, "resume=auto", f"output_dir={copy}")
+        assert_same_end(copy, whole)
+        for key in ("before", "after", "steps", "best_step", "tokens", "trained_tokens", "sample"):
+            assert again[key] == result[key], key
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])
+def test_lora_resumes_bit_for_bit(tmp_path: Path, optim: str, accumulation: int, dropout: float) -> None:
+    overrides = (f"train.optim={optim}", f"adapter.dropout={dropout}", *ACCUMULATION[accumulation])
+    # Below 4096 elements bitsandbytes keeps 32 bits.
+    check_every_stop(tmp_path, STOPS[accumulation], *overrides, "adapter.r=64")
+    _, state = final_state(tmp_path / "run")
+    assert ("torch.uint8" in str(state["optimizer"])) == (optim == "adamw_8bit")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("adapter.type=none", "adapter.r=16", "train.optim=adamw_8bit"),
+        ("data.packing=true", "data.max_length=200", "train.per_device_train_batch_size=1", "adapter.dropout=0.1"),
+        ("train.activation_checkpointing=true", "adapter.dropout=0.1", "train.sampling=sequential"),
+        ("model.dtype=bfloat16", "adapter.modules_to_save=[lm_head]", "train.weight_decay=0.1"),
+        ("eval.steps=2", "eval.metrics=[exact_match]", "eval.max_new_tokens=4", "adapter.use_dora=true"),
+    ],
+    ids=["full-8bit", "packing", "checkpointing", "bfloat16", "metrics"],
+)
+def test_other_ways_to_train_resume_bit_for_bit(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    check_every_stop(tmp_path, (2, 5), *overrides)
+
+
+def test_the_best_step_and_early_stopping_survive_a_kill(tmp_path: Path) -> None:
+    """At this learning rate the first evaluation is the best, and the run stops itself two evaluations later."""
+    overrides = (
+        "train.learning_rate=0.5",
+        "train.lr_scheduler_type=constant",
+        "train.warmup_steps=0",
+        "eval.steps=2",
+        "eval.early_stopping_patience=2",
+        "eval.load_best_model_at_end=true",
+        "save.total_limit=1",
+    )
+    recipe = write_recipe(tmp_path)
+    result = run(recipe, *overrides)
+    whole = tmp_path / "run"
+    assert (result["best_step"], result["steps"]) == (2, 6)
+    assert [path.name for path in checkpoint.steps_in(whole / "checkpoints")] == ["step-2", "step-6"]
+    # Also from the end: what is left to do then is the artefact.
+    for stop in (2, 6):
+        copy = killed_copy(whole, tmp_path / f"killed-{stop}", stop)
+        again = run(recipe, *overrides, "resume=auto", f"output_dir={copy}")
+        assert_same_end(copy, whole)
+        assert (again["best_step"], again["steps"], again["after"]) == (2, 6, result["after"])
+
+
+def signalled(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
+    """Sends this process SIGTERM at the start of the given call (from 1) of a function the stage or the loop uses."""
+    module = sft if hasattr(sft, name) else loop
+    real, calls = getattr(module, name), []
+
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, wrapper)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "step"),
+    [("backward", 4, 3), ("update", 3, 3), ("held_out_loss", 2, 5), ("held_out_loss", 3, 8)],
+    ids=["in-backward", "in-update", "in-evaluation", "in-last-evaluation"],
+)
+def test_a_preempted_run_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int, step: int
+) -> None:
+    """Calls are counted with those of the start: the longest batch is tried, and the untrained model is evaluated."""
+    overrides = ("adapter.dropout=0.1", "save.steps=100")
+    recipe = write_recipe(tmp_path)
+    run(recipe, *overrides)
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        signalled(patch, name, call)
+        with pytest.raises(Preempted, match=f"step {step} "):
+            run(recipe, *overrides, f"output_dir={stopped}")
+    assert [path.name for path in checkpoint.steps_in(stopped / "checkpoints")][-1] == f"step-{step}"
+    run(recipe, *overrides, "resume=auto", f"output_dir={stopped}")
+    assert_same_end(stopped, tmp_path / "run")
+
+
+def test_a_run_killed_by_the_system_resumes_bit_for_bit_in_new_processes(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    overrides = ["adapter.dropout=0.1", "train.num_train_epochs=40", "save.total_limit=2"]
+    run(recipe, *overrides)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "tunekit", "sft", str(recipe), *overrides, f"output_dir={killed}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (killed / "checkpoints" / "step-9").exists():
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    reached = int(checkpoint.steps_in(killed / "checkpoints")[-1].name.removeprefix("step-"))
+    assert 9 <= reached < 200
+    done = subprocess.run([*command, "resume=auto"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {killed / 'checkpoints' / f'step-{reached}'}" in done.stderr
+    assert_same_end(killed, tmp_path / "run")
+
+
+def test_another_recipe_or_other_data_are_not_resumed(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    run(recipe)
+    resume = ("resume=auto", f"output_dir={killed_copy(tmp_path / 'run', tmp_path / 'killed', 3)}")
+    for override in ("train.learning_rate=0.02", "adapter.r=8", "train.seed=1", "data.loss_on=all", "data.packing=true"):
+        with pytest.raises(RecipeError, match="written by another run"):
+            run(recipe, *resume, override)
+    run(recipe, *resume, "save.steps=3", "train.logging_steps=5")  # what does not touch the training may change
