@@ -93,7 +93,7 @@ def tiny_policy(model: nn.Module, dtype: torch.dtype = torch.float32) -> Policy:
 
 def step_gradients(policy: Policy, micro_batches: Sequence[Sequence[Tokens]]) -> tuple[StepResult, dict[str, Tensor]]:
     """One step's loss and gradients by tunekit's own code; the policy's `.grad` are cleared before and after."""
-    policy.zero_grad()
+    policy.train().zero_grad()
     batches = [policy.batch(rows) for rows in micro_batches]
     result = backward(policy, negative_log_likelihood, batches, Engine())
     found = gradients(policy.model)

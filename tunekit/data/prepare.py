@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -168,7 +169,7 @@ def _say(summary: Summary, max_length: int) -> None:
         f"{summary.trained:,}",
         100 * summary.trained_share,
         lengths,
-        f"{max_length:,}",
+        f"{max_length:,}" if max_length < sys.maxsize else "not limited",
     )
     if summary.overlong:
         log.warning(

@@ -160,6 +160,14 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
+def seed_sampling(seed: int | None) -> None:
+    """Makes what is sampled repeatable, or with None different each time."""
+    if seed is None:
+        torch.seed()  # torch begins with the same state in every process
+    else:
+        torch.manual_seed(seed)
+
+
 def sampling_options(temperature: float, top_p: float) -> dict[str, Any]:
     """Arguments of `generate`: greedy at temperature 0, else the plain softmax cut to the nucleus `top_p`."""
     if temperature == 0:

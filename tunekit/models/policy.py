@@ -34,6 +34,13 @@ class Policy(nn.Module):
         self.dtype = dtype
         self.pad_id = pad_id
         self.flat = self.causal.config._attn_implementation == SEGMENTS
+        # Weights trained whole stay fp32 and are cast for each product; a frozen base is stored in `dtype`, and LoRA
+        # casts its own.
+        self.autocast = any(
+            parameter.dtype != dtype
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and "lora_" not in name
+        )
         head = self.causal.get_output_embeddings()
         self.chunked_head = type(head) is nn.Linear and head.bias is None
 
@@ -49,7 +56,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probabilities, in nats and fp32, of the batch's targets: `(N,)`."""
-        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self._needs_autocast):
+        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.autocast):
             if self.chunked_head:
                 hidden = self.causal.base_model(batch.input_ids, **self._layout(batch)).last_hidden_state
                 hidden = hidden.flatten(0, 1)[batch.predictors]
@@ -59,11 +66,6 @@ class Policy(nn.Module):
             return torch.log_softmax(logits.float(), -1).gather(1, batch.targets[:, None]).squeeze(1)
         weight = self.causal.get_output_embeddings().weight.to(self.dtype)
         return token_logprobs(hidden, weight, batch.targets)
-
-    @property
-    def _needs_autocast(self) -> bool:
-        """Full fine-tuning keeps fp32 weights and computes in `dtype`; a frozen base is already stored in it."""
-        return self.causal.dtype != self.dtype
 
     def _layout(self, batch: Batch) -> dict[str, Any]:
         if batch.segments is not None:
@@ -96,7 +98,7 @@ class Policy(nn.Module):
     def _reference(self, row: Tokens) -> Tensor:
         """What the model's own forward pass, alone on one example, says of its trained tokens."""
         batch = padded_batch([row], self.pad_id).to(self.causal.device)
-        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self._needs_autocast):
+        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.autocast):
             logits = self.causal(batch.input_ids, use_cache=False).logits[0, batch.predictors]
         return torch.log_softmax(logits.float(), -1).gather(1, batch.targets[:, None]).squeeze(1)
 

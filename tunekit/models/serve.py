@@ -50,7 +50,9 @@ def load_adapted(
         adapted = load_adapter(model, adapter.path)
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = "\n".join(str(error).splitlines()[:3])  # peft names every weight of another size
-        raise RecipeError(f"model: the adapter {adapter.path} cannot be put on its base {base.name}: {reason}") from error
+        raise RecipeError(
+            f"model: the adapter {adapter.path} cannot be put on its base {base.name}: {reason}"
+        ) from error
     if adapted.active_peft_config.is_prompt_learning:
         raise RecipeError(f"model: {adapter.path} is a learned prompt; accepted are adapters of weights (LoRA)")
     return adapted, tokenizer

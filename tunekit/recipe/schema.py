@@ -78,12 +78,13 @@ class Model(Section):
     revision: Text | None = Field(
         default=None, description="Commit, tag or branch of the hub repository; null: its main branch."
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto",
-        description="Precision of the frozen weights; auto: bfloat16 where the processor computes in it.",
+        description="Precision of matrix products and frozen weights; auto: bfloat16 where it is in hardware.",
     )
     attn_implementation: Text = Field(
-        default="auto", description="Attention kernel by transformers' name; auto: the best that isolates rows."
+        default="auto",
+        description="auto: flat rows with isolated examples; or a name of transformers', on padded rows.",
     )
 
 
@@ -105,8 +106,8 @@ class Adapter(Section):
     )
     use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(r) instead (rank-stabilised LoRA).")
     use_dora: bool = Field(default=False, description="Learn magnitude and direction apart (DoRA).")
-    init_lora_weights: bool | Text = Field(
-        default=True, description="How the adapter starts: true, false, or a scheme of peft's by name."
+    init_lora_weights: bool | Literal["gaussian", "orthogonal", "pissa", "olora"] = Field(
+        default=True, description="How the adapter starts, in peft's names; true starts at the base model's outputs."
     )
     modules_to_save: Names | None = Field(
         default=None, description="Modules trained in full and saved beside the adapter."
@@ -148,7 +149,10 @@ class Data(Section):
     overlong: Literal["error", "drop", "truncate"] = Field(
         default="error", description="What happens to a row longer than max_length."
     )
-    packing: bool = Field(default=False, description="Lay several rows, isolated from each other, into one sequence.")
+    packing: bool = Field(
+        default=False,
+        description="Fill each row of a batch with whole examples, isolated from each other, up to max_length.",
+    )
     loss_on: Literal["assistant", "last", "completion", "all"] = Field(
         default="assistant",
         description="Which tokens are trained: all assistant turns, the last one, the completion, or all.",

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.errors import DataError, RecipeError, TunekitError
-from tunekit.models.generate import Answer, prompt_ids, stream
+from tunekit.models.generate import Answer, prompt_ids, seed_sampling, stream
 from tunekit.models.serve import context_of, load_for_inference
 
 log = logging.getLogger("tunekit")
@@ -88,10 +87,7 @@ def run(name: str, *, prompt: str | None, system: str | None, seed: int | None, 
         log.info("loading %s", name)
     model, tokenizer = load_for_inference(name)
     prompt_ids(tokenizer, ({"role": "user", "content": "?"},))  # a tokenizer without a template fails now, not later
-    if seed is None:
-        torch.seed()  # torch begins with the same state in every process
-    else:
-        set_seed(seed)
+    seed_sampling(seed)
     session = Session(model, tokenizer, system, sampling)
     if prompt is not None:
         _answer_plainly(session, prompt, as_json)

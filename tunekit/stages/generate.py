@@ -22,13 +22,13 @@ from typing import Any, TextIO
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.data import sources
 from tunekit.data.formats import FORMATS
 from tunekit.data.rows import Conversation
 from tunekit.errors import DataError, MemoryExceeded, RecipeError, StorageError
-from tunekit.models.generate import Messages, complete, prompt_ids
+from tunekit.models.generate import Messages, complete, prompt_ids, seed_sampling
 from tunekit.models.serve import context_of, load_for_inference
 
 log = logging.getLogger("tunekit")
@@ -71,10 +71,7 @@ def run(
     requests = [request(row, source, raw) for row, source in rows]
     model, tokenizer = load_for_inference(name)
     _check_lengths(requests, tokenizer, context_of(model), sampling["max_new_tokens"])
-    if seed is None:
-        torch.seed()  # torch begins with the same state in every process
-    else:
-        set_seed(seed)
+    seed_sampling(seed)
     completed = _completed(model, tokenizer, requests, batch_size, sampling)
     if prompt is not None and destination is None:
         return next(completed)

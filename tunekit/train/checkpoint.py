@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: staged, fsynced, hashed, renamed into place, verified before they are used.
 
 `checkpoints/step-N/` holds `tensors.safetensors` (every tensor of the state), `state.json` (the rest of it) and
-`manifest.json` (size and sha256 of each file, and the contract a resumed run must keep). No pickle is written or read.
+`manifest.json` (size and sha256 of each file, the contract a resumed run must keep, and its own sha256). No pickle is
+written or read.
 """
 
 import hashlib
@@ -67,7 +68,7 @@ def save(folder: Path, step: int, state: Any, contract: dict[str, Any]) -> Path:
         (staging / "state.json").write_text(json.dumps(skeleton))
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in staging.iterdir()}
         manifest = {"step": step, "contract": contract, "files": files}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (staging / MANIFEST).write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
     return destination
 
 
@@ -78,9 +79,11 @@ def load(path: Path) -> Any:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of `path`, after every file has the size and hash it names; else `StorageError`."""
+    """The manifest of `path`, after it and every file have the size and hash it names; else `StorageError`."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        if manifest.pop("sha256") != _seal(manifest):
+            raise StorageError(f"{path / MANIFEST}: its sha256 is not the one in it")
         for name, expected in manifest["files"].items():
             size = (path / name).stat().st_size
             if size != expected["bytes"]:
@@ -119,9 +122,13 @@ def steps_in(folder: Path) -> list[Path]:
     return [path for _, path in sorted(numbered)]
 
 
-def rotate(folder: Path, total_limit: int, best_step: int | None) -> None:
-    """Keeps the newest `total_limit` checkpoints, and the best one however old it is."""
-    for path in steps_in(folder)[:-total_limit]:
+def rotate(folder: Path, *, step: int, total_limit: int, best_step: int | None) -> None:
+    """Keeps the newest `total_limit` checkpoints up to `step`, the run's, and the best one however old it is.
+
+    Later ones are neither counted nor removed: a run resumed before them, as they are damaged, will write them again.
+    """
+    reached = [path for path in steps_in(folder) if int(path.name.removeprefix("step-")) <= step]
+    for path in reached[:-total_limit]:
         if path.name != f"step-{best_step}":
             shutil.rmtree(path)
 
@@ -141,6 +148,10 @@ def check_contract(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
             f"resume: {path} was written by another run:\n{lines}",
             "Set these back, or start again in another output_dir.",
         )
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:

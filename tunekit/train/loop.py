@@ -217,7 +217,12 @@ def save(run: Training, required: bool) -> None:
             raise
         log.warning("the checkpoint of step %d was not saved: %s", run.state.step, error)
         return
-    checkpoint.rotate(run.checkpoints, run.schedule.total_limit, run.state.best_step)
+    checkpoint.rotate(
+        run.checkpoints,
+        step=run.state.step,
+        total_limit=run.schedule.total_limit,
+        best_step=run.state.best_step,
+    )
 
 
 def restore(run: Training, path: Path) -> None:

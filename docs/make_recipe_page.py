@@ -1,0 +1,42 @@
+"""Writes docs/recipe.md from the schema: `python docs/make_recipe_page.py`. A test fails when the page is not current."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tunekit.recipe.schema import Recipe, Source
+
+HEAD = """# Recipe keys
+
+Made from the schema by `python docs/make_recipe_page.py`. Short forms: `model: NAME`, `adapter: lora`, `data: PATH` (or `data.train`, `data.eval`: a
+path or a list of paths), `report_to: NAME`. `tunekit show RECIPE` prints what a recipe resolves to.
+"""
+
+
+def page() -> str:
+    top = {name: field for name, field in Recipe.model_fields.items() if not _section(field.annotation)}
+    lines = [HEAD, *_table("Top level", top)]
+    for name, field in Recipe.model_fields.items():
+        if section := _section(field.annotation):
+            lines += _table(f"`{name}`: {field.description}", section.model_fields)
+    return "\n".join(lines + _table("`data.train[]`, `data.eval[]`: one source of rows.", Source.model_fields))
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    parts = [annotation, *getattr(annotation, "__args__", ())]
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+
+
+def _table(title: str, fields: dict[str, Any]) -> list[str]:
+    rows = [f"| `{name}` | {_default(field)} | {field.description} |" for name, field in fields.items()]
+    return [f"## {title}\n", "| key | default | |", "|---|---|---|", *rows, ""]
+
+
+def _default(field: Any) -> str:
+    return "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("recipe.md").write_text(page())

@@ -1,0 +1,74 @@
+"""What README, docs and recipes show must work: every recipe trains and every command runs, on a tiny model."""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(tunekit .+)$", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S)), re.M)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes and example data as a user finds them, but for the model: a tiny random one."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    (folder / "recipes").mkdir()
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        text = recipe.read_text()
+        assert "smollm2-135m-instruct" in text
+        (folder / "recipes" / recipe.name).write_text(text.replace("smollm2-135m-instruct", "tiny-random/llama"))
+    return folder
+
+
+def test_every_command_of_the_readme_runs(checkout: Path) -> None:
+    assert any(command.startswith("tunekit sft recipes/chat.yaml") for command in COMMANDS)
+    run(checkout, "tunekit sft recipes/chat.yaml")  # what `make chat` does first
+    for command in COMMANDS:
+        run(checkout, command)
+
+
+def test_every_shipped_recipe_is_in_the_readme_or_the_makefile() -> None:
+    shown = " ".join(COMMANDS) + (ROOT / "Makefile").read_text()
+    assert all(f"recipes/{recipe.name}" in shown for recipe in (ROOT / "recipes").glob("*.yaml"))
+
+
+def test_the_readme_shows_the_recipe_as_it_is() -> None:
+    assert (ROOT / "recipes" / "chat.yaml").read_text().strip() in README
+
+
+def test_the_page_of_recipe_keys_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_recipe_page.py"))["page"]()
+    assert (ROOT / "docs" / "recipe.md").read_text() == page, "run: python docs/make_recipe_page.py"
+
+
+@pytest.mark.parametrize("target", ["chat", "test"])
+def test_the_two_commands_are_make_targets(target: str) -> None:
+    assert f"make {target}" in README and re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def run(folder: Path, line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    if words[0] == "sft":
+        words += ["train.max_steps=1", "data.eval=null", "data.eval_split=2", "eval.max_new_tokens=4"]
+    if words[0] == "chat":
+        words += ["--max-new-tokens", "4"]
+    if words[0] == "generate":
+        words += ["--max-new-tokens", "4"]
+    process = subprocess.run(
+        [sys.executable, "-m", "tunekit", *words],
+        cwd=folder,
+        input="",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert process.returncode == 0, f"{line}\n{process.stderr}"
