@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md from the schema: `python docs/make_recipe_page.py`. A test fails when the page is not current."""
+"""Writes docs/recipe.md from the schema: `python docs/make_recipe_page.py`. A test fails if the page is not current."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,9 @@ from tunekit.recipe.schema import Recipe, Source
 
 HEAD = """# Recipe keys
 
-Made from the schema by `python docs/make_recipe_page.py`. Short forms: `model: NAME`, `adapter: lora`, `data: PATH` (or `data.train`, `data.eval`: a
-path or a list of paths), `report_to: NAME`. `tunekit show RECIPE` prints what a recipe resolves to.
+Made from the schema by `python docs/make_recipe_page.py`. Short forms: `model: NAME`, `adapter: lora`, `data: PATH` (or
+`data.train`, `data.eval`: a path or a list of paths), `report_to: NAME`. `tunekit show RECIPE` prints what a recipe
+resolves to.
 """
 
 

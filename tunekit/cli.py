@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -76,7 +76,8 @@ def sft(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) 
         from tunekit.stages import sft as stage
         from tunekit.stages.present import training_report
 
-        result = stage.run(resolved)
+        with redirect_stdout(sys.stderr):  # trackers print
+            result = stage.run(resolved)
         _print(result, training_report(result), as_json)
 
 

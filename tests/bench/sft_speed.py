@@ -2,12 +2,12 @@
 
     python tests/bench/sft_speed.py [--data FILE] [--model NAME] [--steps N]
 
-Each side runs in a process of its own with one thread, LoRA of rank 16 on all linear layers, 4 rows a step, the same rows
-in the same order, a bf16 base and no activation checkpointing. TRL is given its best settings on a processor: `bf16`
-autocast off and on are both tried and the faster one counts. The first two steps are not counted. Tokens are those of
-the rows, without padding. Beside the figures stands the limit: the matrix products a step must do (forward and the
-gradient of the activations through the frozen base, the head at trained positions alone), over what this machine's bf16
-product of a layer's size reaches.
+Each side runs in a process of its own with one thread, LoRA of rank 16 on all linear layers, 4 rows a step, the same
+rows in the same order, a bf16 base and no activation checkpointing. TRL is given its best settings on a processor:
+`bf16` autocast off and on are both tried and the faster one counts. The first two steps are not counted. Tokens are
+those of the rows, without padding. Beside the figures stands the limit: the matrix products a step must do (forward and
+the gradient of the activations through the frozen base, the head at trained positions alone), over what this machine's
+bf16 product of a layer's size reaches.
 """
 
 import argparse
@@ -37,11 +37,13 @@ def main() -> None:
         return
     results = {side: in_process_of_its_own(side) for side in ("tunekit", "trl", "trl-autocast")}
     for side, result in results.items():
-        print(f"{side:14} {result['rate']:6.0f} tokens/CPU s   {result['peak_gb']:.2f} GB peak   loss {result['loss']:.4f}")
+        figures = f"{result['rate']:6.0f} tokens/CPU s   {result['peak_gb']:.2f} GB peak   loss {result['loss']:.4f}"
+        print(f"{side:14} {figures}")
     best = max(results["trl"]["rate"], results["trl-autocast"]["rate"])
     ours = results["tunekit"]
     print(f"ratio to TRL   {ours['rate'] / best:6.2f}")
-    print(f"limit          {ours['limit']:6.0f} tokens/CPU s: tunekit reaches {100 * ours['rate'] / ours['limit']:.0f} %")
+    share = 100 * ours["rate"] / ours["limit"]
+    print(f"limit          {ours['limit']:6.0f} tokens/CPU s: tunekit reaches {share:.0f} %")
 
 
 def in_process_of_its_own(side: str) -> dict[str, Any]:

@@ -116,7 +116,9 @@ def test_a_target_that_is_not_there_is_told_with_those_that_are() -> None:
     assert caught.value.fix.endswith(": down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj")
 
 
-def test_the_routers_of_experts_get_no_adapter() -> None:
-    model = add_lora(tiny_model("mixtral"), r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
-    adapted_names = {name for name, _ in model.named_modules() if name.endswith("lora_A")}
-    assert adapted_names and not any(".gate." in name for name in adapted_names)
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe"])
+def test_of_experts_all_is_trained_but_the_router(arch: str) -> None:
+    model = add_lora(tiny_model(arch), r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert any(".experts." in name for name in trained) and any(".q_proj." in name for name in trained)
+    assert not any(".gate." in name for name in trained)

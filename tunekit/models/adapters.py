@@ -26,6 +26,7 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **
     `options` are peft's `LoraConfig` names: `target_modules`, `target_parameters`, `use_rslora`, `use_dora`,
     `init_lora_weights`, `modules_to_save`. Raises `RecipeError` where peft refuses them or finds no target.
     """
+    routers: set[str] = set()
     if options.get("target_modules") == "all-linear":
         routers = {name.rpartition(".")[2] for name, _ in model.named_modules()}.intersection(ROUTERS)
         options["exclude_modules"] = sorted(routers) or None
@@ -39,6 +40,9 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             _train_in_fp32(module.modules_to_save["default"], model.dtype)
+    for name, parameter in adapted.named_parameters():
+        if routers.intersection(name.split(".")):  # peft adapts those of fused experts whatever is excluded
+            parameter.requires_grad_(False)
     return adapted
 
 

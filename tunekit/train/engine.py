@@ -20,10 +20,10 @@ class Engine:
             raise MissingEnvironment(
                 "WORLD_SIZE > 1: several processes are not supported yet", "Start tunekit without a launcher."
             )
-        try:
-            self.accelerator = Accelerator(mixed_precision="no", log_with=list(report_to) or None, project_dir=folder)
-        except (ImportError, ValueError) as error:
-            raise MissingEnvironment(f"report_to: {error}", "pip install 'tunekit[trackers]'") from error
+        self.accelerator = Accelerator(mixed_precision="no", log_with=list(report_to) or None, project_dir=folder)
+        found = {str(getattr(tracker, "value", tracker)) for tracker in self.accelerator.log_with}
+        if missing := sorted({*report_to} - found):  # accelerate leaves out what is not installed without a word
+            raise MissingEnvironment(f"report_to: {missing[0]} is not installed", f"pip install {missing[0]}")
         self.device: torch.device = self.accelerator.device
         self.world_size: int = self.accelerator.num_processes
         self.report_to = report_to

@@ -1,0 +1,161 @@
+"""The plan: each row once an epoch, packs within their capacity, and steps that a resumed run finds again."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunekit.data.plan import MicroBatch, Plan, Step, pack
+
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=80).map(tuple)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    return Plan(
+        lengths=draw(LENGTHS),
+        batch_size=draw(st.integers(1, 9)),
+        accumulation=draw(st.integers(1, 5)),
+        epochs=draw(st.sampled_from([0.01, 0.5, 1.0, 1.1, 1.5, 2.0, 2.2, 3.0])),
+        max_steps=draw(st.none() | st.integers(1, 40)),
+        seed=draw(st.integers(0, 3)),
+        sampling=draw(st.sampled_from(["random", "sequential"])),
+        pack_to=draw(st.none() | st.integers(1, 120)),
+    )
+
+
+def plan(rows: int, **values: object) -> Plan:
+    settings = {"batch_size": 1, "accumulation": 1, "epochs": 1.0, "max_steps": None, "seed": 0, **values}
+    return Plan(lengths=tuple(range(1, rows + 1)), **settings)  # type: ignore[arg-type]
+
+
+def rows_of(steps: list[tuple[int, float, Step]]) -> list[int]:
+    return [row for _, _, step in steps for batch in step for row in batch]
+
+
+def epochs_of(steps: list[tuple[int, float, Step]]) -> list[list[tuple[int, float, Step]]]:
+    """The steps of each epoch; one that is cut off comes last."""
+    cut = [i + 1 for i, (_, epoch, _) in enumerate(steps) if float(epoch).is_integer()]
+    return [steps[a:b] for a, b in itertools.pairwise([0, *cut, len(steps)]) if b > a]
+
+
+@given(plans())
+def test_the_number_of_steps_is_the_number_of_steps(made: Plan) -> None:
+    numbers = [number for number, _, _ in made.steps()]
+    assert numbers == list(range(1, made.num_steps + 1))
+    assert made.num_steps == (made.max_steps or len(numbers)) and numbers
+
+
+@given(plans(), st.integers(0, 60))
+def test_the_steps_after_a_start_are_the_tail_of_all_steps(made: Plan, start: int) -> None:
+    assert list(made.steps(start)) == list(made.steps())[start:]
+
+
+@given(plans())
+def test_every_epoch_has_every_row_once(made: Plan) -> None:
+    everything = Counter(range(len(made.lengths)))
+    for epoch in epochs_of(list(made.steps())):
+        rows = Counter(rows_of(epoch))
+        assert rows <= everything
+        if float(epoch[-1][1]).is_integer():
+            assert rows == everything
+
+
+@given(plans())
+def test_steps_and_batches_are_full_but_for_the_last_of_an_epoch(made: Plan) -> None:
+    for epoch in epochs_of(list(made.steps())):
+        batches = [batch for _, _, step in epoch for batch in step]
+        whole = float(epoch[-1][1]).is_integer()
+        assert all(len(step) == made.accumulation for _, _, step in (epoch[:-1] if whole else epoch))
+        assert 1 <= len(epoch[-1][2]) <= made.accumulation
+        if made.pack_to is None:
+            assert all(len(batch) == made.batch_size for batch in (batches[:-1] if whole else batches))
+        assert all(batches)
+
+
+@given(plans())
+def test_the_epoch_after_a_step_is_the_share_of_rows_seen(made: Plan) -> None:
+    done = [epoch for _, epoch, _ in made.steps()]
+    assert done == sorted(set(done)) and done[0] > 0
+    if made.max_steps is None:
+        # A whole number of steps: at least what was asked for, and less than one step more.
+        last = len(epochs_of(list(made.steps()))[-1])
+        assert made.epochs - 1e-9 <= done[-1] < made.epochs + (done[-1] - (done[-2] if len(done) > 1 else 0)) + 1e-9
+        assert last >= 1
+
+
+@given(plans())
+def test_the_longest_batch_is_the_longest(made: Plan) -> None:
+    def tokens(batch: MicroBatch) -> int:
+        return sum(made.lengths[row] for row in batch)
+
+    batches = [batch for _, _, step in made.steps() for batch in step]
+    assert made.longest() in batches
+    assert tokens(made.longest()) == max(map(tokens, batches))
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "steps"),
+    [(10, 1.0, 10), (10, 1.1, 11), (10, 2.2, 22), (10, 2.3, 23), (10, 0.3, 3), (10, 0.01, 1), (7, 1.5, 11), (3, 0.34, 2)],
+)
+def test_part_of_an_epoch_is_rounded_up_to_whole_steps_and_no_further(rows: int, epochs: float, steps: int) -> None:
+    """2.2 - 2 is a little over 0.2 in floating point, and a tenth of ten steps is one."""
+    assert plan(rows, epochs=epochs).num_steps == steps
+    assert len(list(plan(rows, epochs=epochs).steps())) == steps
+
+
+def test_random_orders_differ_by_epoch_and_seed_and_by_nothing_else() -> None:
+    first, second = epochs_of(list(plan(50, epochs=2.0).steps()))
+    assert rows_of(first) != rows_of(second) != list(range(50))
+    assert rows_of(first) != rows_of(list(plan(50, seed=1).steps()))
+    assert rows_of(first) == rows_of(list(plan(50, batch_size=7, accumulation=3).steps()))
+
+
+def test_sequential_order_is_that_of_the_rows() -> None:
+    made = plan(5, batch_size=2, accumulation=2, epochs=2.0, sampling="sequential")
+    assert [step for _, _, step in made.steps()] == [((0, 1), (2, 3)), ((4,),)] * 2
+    assert [epoch for _, epoch, _ in made.steps()] == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_max_steps_stops_inside_an_epoch_or_goes_beyond_the_epochs() -> None:
+    assert rows_of(list(plan(5, max_steps=3, sampling="sequential").steps())) == [0, 1, 2]
+    assert rows_of(list(plan(2, max_steps=5, sampling="sequential").steps())) == [0, 1, 0, 1, 0]
+
+
+@given(LENGTHS, st.integers(1, 120), st.randoms())
+def test_packs_hold_whole_rows_within_their_capacity(lengths: tuple[int, ...], capacity: int, random: object) -> None:
+    order = list(range(len(lengths)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    packs = pack(order, lengths, capacity)
+    assert sorted(row for rows in packs for row in rows) == sorted(order)
+    for rows in packs:
+        assert sum(lengths[row] for row in rows) <= capacity or len(rows) == 1
+        assert [order.index(row) for row in rows] == sorted(order.index(row) for row in rows)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
+def test_no_two_packs_would_fit_into_one(lengths: list[int]) -> None:
+    """Of any two, the later was begun because its first row did not fit into the earlier: best fit is at most 1.7 x."""
+    packs = pack(range(len(lengths)), lengths, 50)
+    sizes = [sum(lengths[row] for row in rows) for rows in packs]
+    assert all(a + b > 50 for a, b in itertools.combinations(sizes, 2))
+    assert len(packs) <= math.ceil(1.7 * math.ceil(sum(lengths) / 50)) + 1
+
+
+def test_a_row_goes_where_the_least_room_is_left() -> None:
+    assert pack(range(5), (6, 4, 7, 3, 1), 10) == [(0, 1), (2, 3), (4,)]
+    assert pack(range(4), (5, 7, 3, 5), 10) == [(0, 3), (1, 2)]
+
+
+def test_a_row_over_the_capacity_is_alone_and_closes_nothing_else() -> None:
+    assert pack(range(4), (5, 99, 5, 5), 10) == [(0, 2), (1,), (3,)]
+
+
+def test_packing_many_rows_is_linear() -> None:
+    lengths = tuple(1 + (i * 7919) % 50 for i in range(20_000))
+    packs = pack(range(len(lengths)), lengths, 64)
+    assert sum(lengths) / (64 * len(packs)) > 0.95
