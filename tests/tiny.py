@@ -1,4 +1,4 @@
-"""What the numerical tests share: real chat rows as tokens, tiny models in fp32 on the processor, and their gradients."""
+"""What the numerical tests share: real chat rows as tokens, tiny models on the processor, and their gradients."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

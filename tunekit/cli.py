@@ -244,10 +244,17 @@ def _check_sampling(temperature: float, top_p: float) -> None:
         raise RecipeError(f"--top-p {top_p} has no effect at temperature 0", "Set --temperature, or leave --top-p out.")
 
 
+class _StandardError(logging.Handler):
+    """Writes to what `sys.stderr` is at that moment, so that a line appears above a progress bar and not in it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 @contextmanager
 def _command(as_json: bool = False) -> Iterator[None]:
     """Prints a user's mistake as a message, never as a traceback, and exits with the code of its kind."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[_StandardError()], format="%(message)s", level=logging.WARNING)
     logging.getLogger("tunekit").setLevel(logging.INFO)
     try:
         yield

@@ -126,7 +126,7 @@ def test_a_model_without_segments_is_padded_and_said_to_be(arch: str, caplog: py
     ids=["mamba", "gemma2", "sdpa"],
 )
 def test_packing_is_refused_where_examples_would_see_each_other(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    with pytest.raises(RecipeError, match="data.packing: true: packed examples would see each other") as caught:
+    with pytest.raises(RecipeError, match=r"data\.packing: true: packed examples would see each other") as caught:
         run(write_recipe(tmp_path), "data.packing=true", *overrides)
     assert caught.value.exit_code == 2
     assert "data.packing: false" in caught.value.fix

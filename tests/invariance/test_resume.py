@@ -130,7 +130,13 @@ def test_another_recipe_or_other_data_are_not_resumed(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     run(recipe)
     resume = ("resume=auto", f"output_dir={killed_copy(tmp_path / 'run', tmp_path / 'killed', 3)}")
-    for override in ("train.learning_rate=0.02", "adapter.r=8", "train.seed=1", "data.loss_on=all", "data.packing=true"):
+    for override in (
+        "train.learning_rate=0.02",
+        "adapter.r=8",
+        "train.seed=1",
+        "data.loss_on=all",
+        "data.packing=true",
+    ):
         with pytest.raises(RecipeError, match="written by another run"):
             run(recipe, *resume, override)
     run(recipe, *resume, "save.steps=3", "train.logging_steps=5")  # what does not touch the training may change

@@ -60,10 +60,11 @@ def spread(model: nn.Module) -> None:
 
 
 def assert_equal_step(ours: nn.Module, theirs: nn.Module) -> Any:
-    """Compares one step over 8 rows in two micro-batches with one pass of transformers over the 8; returns our policy."""
-    rows = chat_rows(8)
+    """Compares one step in two micro-batches with one pass of transformers over all rows; returns our policy."""
+    slow = ours.config.model_type == "mamba"  # its scan is a Python loop without its kernels
+    rows = chat_rows(3 if slow else 8)
     policy = tiny_policy(ours)
-    result, found = step_gradients(policy, [rows[:5], rows[5:]])
+    result, found = step_gradients(policy, [rows[:2], rows[2:]])
     loss, expected = reference(theirs, rows)
     assert result.loss == pytest.approx(loss, rel=RELATIVE)
     assert worst_tensor(found, expected) < RELATIVE

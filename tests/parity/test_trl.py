@@ -26,7 +26,10 @@ from tunekit.models.load import load_tokenizer, locate
 
 def trainer(model: nn.Module, folder: Path, rows: list) -> SFTTrainer:
     data = [
-        {"input_ids": row.ids.tolist(), "labels": [int(i) if t else -100 for i, t in zip(row.ids, row.trained, strict=True)]}
+        {
+            "input_ids": row.ids.tolist(),
+            "labels": [int(i) if t else -100 for i, t in zip(row.ids, row.trained, strict=True)],
+        }
         for row in rows
     ]
     config = SFTConfig(
@@ -60,7 +63,9 @@ def test_one_step_equals_trl(tmp_path: Path, lora: bool) -> None:
     ours, theirs = tiny_model("llama"), plain_model("llama")
     if lora:
         ours = add_lora(ours, r=4, alpha=12.0, dropout=0.0, target_modules="all-linear")
-        theirs = get_peft_model(theirs, LoraConfig(r=4, lora_alpha=12.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+        theirs = get_peft_model(
+            theirs, LoraConfig(r=4, lora_alpha=12.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
         for name, parameter in ours.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)

@@ -71,7 +71,9 @@ def test_dropout_reaches_the_weights_of_attention() -> None:
     assert not torch.equal(dropped, whole)
     # The first token of a segment has one weight, 1: dropped it gives 0, kept it is doubled.
     first = dropped[0, 0] / whole[0, 0]
-    assert all(torch.allclose(head, torch.zeros(WIDTH)) or torch.allclose(head, torch.full((WIDTH,), 2.0)) for head in first)
+    assert all(
+        torch.allclose(head, torch.zeros(WIDTH)) or torch.allclose(head, torch.full((WIDTH,), 2.0)) for head in first
+    )
 
 
 @pytest.mark.parametrize("segments", [LENGTHS, None])

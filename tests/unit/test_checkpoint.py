@@ -99,7 +99,9 @@ def test_no_single_flipped_bit_goes_unseen(tmp_path: Path, file: str) -> None:
             assert checkpoint.load(path)["run"]["step"] == 1
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"files": {}}', '{"files": 3, "contract": {}}', "{", "\udcff"])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", '{"files": {}}', '{"files": 3, "contract": {}}', "{", "\udcff"]
+)
 def test_a_manifest_that_is_none_is_damage(tmp_path: Path, content: str) -> None:
     path = save(tmp_path, 1)
     (path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -135,7 +137,9 @@ def test_leftovers_of_a_killed_save_are_swept_and_never_taken_for_a_checkpoint(t
     checkpoint.sweep(tmp_path / "never made")
 
 
-@pytest.mark.parametrize(("limit", "best", "kept"), [(1, None, {4}), (2, 1, {1, 3, 4}), (2, 4, {3, 4}), (9, 2, {1, 2, 3, 4})])
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"), [(1, None, {4}), (2, 1, {1, 3, 4}), (2, 4, {3, 4}), (9, 2, {1, 2, 3, 4})]
+)
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path, limit: int, best: int | None, kept: set[int]) -> None:
     save(tmp_path, 1, 2, 3, 4)
     checkpoint.rotate(tmp_path, step=4, total_limit=limit, best_step=best)
@@ -143,7 +147,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path, limit: int, best
 
 
 def test_rotation_does_not_count_checkpoints_that_are_yet_to_be_reached_again(tmp_path: Path) -> None:
-    """A run resumed before a damaged checkpoint: the damaged one must not push out the good ones it was passed over for."""
+    """A run resumed before a damaged checkpoint, which must not push out the good ones it was passed over for."""
     save(tmp_path, 2, 3, 8)
     (tmp_path / "step-8" / "state.json").unlink()
     save(tmp_path, 4)
@@ -191,9 +195,11 @@ def test_files_can_be_read_by_others(tmp_path: Path) -> None:
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text()
 TREES = st.recursive(
     SCALARS,
-    lambda tree: st.lists(tree, max_size=3)
-    | st.tuples(tree, tree)
-    | st.dictionaries(st.integers(0, 5) | st.sampled_from(["tensor", "pairs", "list", "a/b"]), tree, max_size=3),
+    lambda tree: (
+        st.lists(tree, max_size=3)
+        | st.tuples(tree, tree)
+        | st.dictionaries(st.integers(0, 5) | st.sampled_from(["tensor", "pairs", "list", "a/b"]), tree, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -244,6 +250,10 @@ def test_a_broken_contract_is_named_key_by_key(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         checkpoint.check_contract(saved, {"train.seed": 43, "adapter.r": 8}, tmp_path)
     message = str(caught.value)
-    for part in ("train.seed: 42 then, 43 now", "adapter.r: None then, 8 now", "model.name_or_path: 'tiny' then, None now"):
+    for part in (
+        "train.seed: 42 then, 43 now",
+        "adapter.r: None then, 8 now",
+        "model.name_or_path: 'tiny' then, None now",
+    ):
         assert part in message
     assert caught.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""The edges of token log-probabilities: no rows, dtypes, and what is alive at once. Equality to autograd: tests/parity."""
+"""The edges of token log-probabilities: no rows, dtypes, what is alive at once. Equality to autograd: tests/parity."""
 
 from typing import Any
 

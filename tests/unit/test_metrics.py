@@ -50,7 +50,7 @@ def test_scores_are_means_over_the_rows_under_names_with_eval() -> None:
 
 
 def test_unknown_metrics_are_refused_with_those_that_are_known() -> None:
-    with pytest.raises(RecipeError, match="eval.metrics: bleu: unknown metric") as caught:
+    with pytest.raises(RecipeError, match=r"eval\.metrics: bleu: unknown metric") as caught:
         check_metrics(("exact_match", "bleu"), "eval_loss")
     assert all(name in caught.value.fix for name in METRICS)
 

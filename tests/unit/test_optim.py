@@ -107,7 +107,7 @@ def test_the_names_are_those_of_transformers() -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(RecipeError, match="train.optim: adam: unknown optimizer") as caught:
+    with pytest.raises(RecipeError, match=r"train\.optim: adam: unknown optimizer") as caught:
         check_optimizer("adam")
     assert "adamw_torch" in caught.value.fix and caught.value.exit_code == 2
     with pytest.raises(RecipeError):

@@ -99,7 +99,16 @@ def test_the_longest_batch_is_the_longest(made: Plan) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "epochs", "steps"),
-    [(10, 1.0, 10), (10, 1.1, 11), (10, 2.2, 22), (10, 2.3, 23), (10, 0.3, 3), (10, 0.01, 1), (7, 1.5, 11), (3, 0.34, 2)],
+    [
+        (10, 1.0, 10),
+        (10, 1.1, 11),
+        (10, 2.2, 22),
+        (10, 2.3, 23),
+        (10, 0.3, 3),
+        (10, 0.01, 1),
+        (7, 1.5, 11),
+        (3, 0.34, 2),
+    ],
 )
 def test_part_of_an_epoch_is_rounded_up_to_whole_steps_and_no_further(rows: int, epochs: float, steps: int) -> None:
     """2.2 - 2 is a little over 0.2 in floating point, and a tenth of ten steps is one."""

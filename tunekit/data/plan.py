@@ -42,7 +42,7 @@ class Plan:
             if self.max_steps is not None:
                 limit = min(limit, self.max_steps - done)
             elif epoch + 1 > self.epochs:
-                limit = math.ceil(limit * (self.epochs - epoch))
+                limit = self._part(limit)
             for i in range(max(0, start - done), limit):
                 yield done + i + 1, epoch + (i + 1) / len(steps), steps[i]
             done += limit
@@ -55,8 +55,11 @@ class Plan:
             return self.max_steps
         whole = int(self.epochs)
         steps = sum(len(self._epoch(epoch)) for epoch in range(whole))
-        part = self.epochs - whole
-        return steps + (math.ceil(len(self._epoch(whole)) * part) if part else 0)
+        return steps + (self._part(len(self._epoch(whole))) if self.epochs > whole else 0)
+
+    def _part(self, steps: int) -> int:
+        """How many of its `steps` the last epoch has where it is a part: of 2.2 epochs a fifth, though 2.2 - 2 > 0.2."""
+        return max(1, math.ceil(round(steps * (self.epochs - int(self.epochs)), 6)))
 
     def longest(self) -> MicroBatch:
         """The micro-batch with the most tokens of the whole run."""

@@ -34,13 +34,8 @@ class Policy(nn.Module):
         self.dtype = dtype
         self.pad_id = pad_id
         self.flat = self.causal.config._attn_implementation == SEGMENTS
-        # Weights trained whole stay fp32 and are cast for each product; a frozen base is stored in `dtype`, and LoRA
-        # casts its own.
-        self.autocast = any(
-            parameter.dtype != dtype
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and "lora_" not in name
-        )
+        # A model that is trained whole has fp32 weights, cast for each product; a base under an adapter is in `dtype`.
+        self.autocast = isinstance(model, PreTrainedModel) and model.dtype != dtype
         head = self.causal.get_output_embeddings()
         self.chunked_head = type(head) is nn.Linear and head.bias is None
 

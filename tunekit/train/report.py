@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,8 +45,8 @@ class ProgressLine:
     def __init__(self, total: int, done: int, logging_steps: int) -> None:
         self.logging_steps = logging_steps
         self.total = total
-        self.started = time.monotonic()
         self.tokens = 0
+        self.seconds = 0.0
         self.steps = 0
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
         console = Console(stderr=True)
@@ -67,11 +66,12 @@ class ProgressLine:
     def advance(self, step: int, loss: float, num_tokens: int, seconds: float) -> None:
         """`num_tokens` in `seconds` of the step just done."""
         self.tokens += num_tokens
+        self.seconds += seconds
         self.steps += 1
-        text = f"loss {loss:.4f}  {num_tokens / seconds:,.0f} tokens/s"
+        text = f"loss {loss:.4f}  {self.tokens / self.seconds:,.0f} tokens/s"
         self.bar.update(self.task, completed=step, text=text)
         if self.bar.disable and (step % self.logging_steps == 0 or step == self.total):
-            left = (time.monotonic() - self.started) / self.steps * (self.total - step)
+            left = self.seconds / self.steps * (self.total - step)
             log.info("step %d/%d  %s  ETA %d:%02d", step, self.total, text, left // 60, left % 60)
 
 
