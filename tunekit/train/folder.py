@@ -1,5 +1,6 @@
 """`output_dir`: what may be in it at start, and what every run leaves there, also one that failed."""
 
+import errno
 import json
 import os
 import platform
@@ -11,12 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tunekit.errors import RecipeError, StorageError, TunekitError
+import torch
+
+from tunekit.errors import MemoryExceeded, RecipeError, StorageError, TunekitError
 
 RESULT = "result.json"
 # What a run leaves that failed before its first checkpoint
 LEFTOVERS = {RESULT, "recipe.yaml", "manifest.json", "metrics.jsonl"}
 LIBRARIES = ("tunekit", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 STATUS = {0: "done", 75: "preempted", 130: "interrupted"}
 
 
@@ -45,13 +49,30 @@ def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
         yield result
         result["exit_code"] = 0
     except BaseException as error:
-        result["exit_code"] = error.exit_code if isinstance(error, TunekitError) else 1
-        result["error"] = str(error) or type(error).__name__
-        raise
+        known = _known(error)
+        result["exit_code"] = known.exit_code if isinstance(known, TunekitError) else 1
+        result["error"] = str(known) or type(known).__name__
+        if known is error:
+            raise
+        raise known from error
     finally:
         result["status"] = STATUS.get(result["exit_code"], "failed")
         result["seconds"] = round(time.time() - started, 2)
         write_json(folder / RESULT, result)
+
+
+def _known(error: BaseException) -> BaseException:
+    """A full or read-only disk and exhausted memory, wherever they strike, as the errors that a user can meet."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return StorageError(f"{error.filename or 'output_dir'}: {error.strerror}")
+    if out_of_memory(error):
+        return MemoryExceeded(f"out of memory: {error}", "Lower the batch size of training or evaluation.")
+    return error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch raises its own error on accelerators and a plain RuntimeError on processors."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:

@@ -23,6 +23,7 @@ from tunekit.errors import MemoryExceeded, StorageError
 from tunekit.models.policy import Policy
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
+from tunekit.train.folder import out_of_memory
 from tunekit.train.report import MetricsFile, ProgressLine
 from tunekit.train.rng import rng_state, set_rng_state
 from tunekit.train.signals import StopRequest
@@ -136,8 +137,8 @@ def try_longest_batch(run: Training, spare: Optimizer) -> None:
         backward(run.policy, run.objective, _batches(run, [rows]), run.engine)
         if torch.isfinite(nn.utils.get_total_norm([p.grad for p in run.parameters.values() if p.grad is not None])):
             spare.step()
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         raise MemoryExceeded(
             f"the longest batch ({len(rows)} rows, {num_tokens} tokens) does not fit into memory",
