@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import termios
@@ -75,6 +76,22 @@ def test_chat_with_one_prompt_reports_the_answer_as_json(run_folder: Path, oracl
     assert set(report) == {"prompt", "answer", "tokens", "seconds", "tokens_per_second", "ended"}
     assert report["answer"] == oracle([said("system", "Be brief."), said("user", "Hello")], 20)
     assert report["tokens"] == 20 and report["ended"] is False
+
+
+def test_the_system_prompt_of_training_is_used_unless_another_is_given(
+    run_folder: Path, tmp_path: Path, oracle: Any
+) -> None:
+    """What `data.system` put before every conversation in training must stand there when the model is used."""
+    trained = tmp_path / "run"
+    shutil.copytree(run_folder, trained)
+    passport = trained / "model" / "tunekit.json"
+    passport.write_text(json.dumps({**json.loads(passport.read_text()), "system": "Be brief."}))
+    code, out, err = tunekit("chat", str(trained), "--prompt", "Hello", "--max-new-tokens", "8")
+    assert code == 0 and "Be brief." in err
+    assert out == oracle([said("system", "Be brief."), said("user", "Hello")], 8) + "\n"
+    generated = json.loads(tunekit("generate", str(trained), "--prompt", "Hello", "--max-new-tokens", "8", "--json")[1])
+    assert generated["completion"] == out.rstrip("\n")
+    assert tunekit("chat", str(trained), "--prompt", "Hello", "--system", "Sing.", "--max-new-tokens", "8")[1] != out
 
 
 def test_piped_lines_are_one_conversation_and_only_answers_are_printed(run_folder: Path, oracle: Any) -> None:

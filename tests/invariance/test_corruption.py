@@ -32,7 +32,6 @@ def flip_a_bit(file: Path) -> None:
 def test_a_run_resumes_before_the_damage_says_so_and_ends_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one checkpoint kept, so that the damaged one would be all that is left if it were counted."""
     recipe = write_recipe(tmp_path)
     overrides = ("adapter.dropout=0.1", "train.num_train_epochs=2")
     run(recipe, *overrides)

@@ -43,6 +43,7 @@ def logprobs(policy: Policy, rows: list[Tokens]) -> list[Tensor]:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_tokens_of_one_example_do_not_move_another_by_one_bit(arch: str, dtype: torch.dtype) -> None:
     policy = tiny_policy(tiny_model(arch, **ARCHS[arch]), dtype)
+    assert policy.flat == (arch not in PADDED)
     first, second, third = (scored(row) for row in chat_rows(3))
     a, b, c = logprobs(policy, [first, second, third])
     changed_a, b_beside_changed_a, c_after_changed_a = logprobs(policy, [other(first), second, third])
@@ -55,6 +56,7 @@ def test_the_tokens_of_one_example_do_not_move_another_by_one_bit(arch: str, dty
 @pytest.mark.parametrize("arch", FLAT)
 def test_an_example_is_the_same_in_company_and_alone(arch: str) -> None:
     policy = tiny_policy(tiny_model(arch, **ARCHS[arch]))
+    assert policy.flat
     rows = [scored(row) for row in chat_rows(4)]
     together = logprobs(policy, rows)
     with torch.no_grad():

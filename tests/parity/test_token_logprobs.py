@@ -62,6 +62,8 @@ def test_bfloat16_errs_no_more_than_log_softmax_on_bfloat16_logits() -> None:
         found = (logprobs.detach(), *torch.autograd.grad(logprobs, (hidden, weight), upstream))
         assert [x.dtype for x in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
         errors.append([relative(ours, theirs) for ours, theirs in zip(found, expected, strict=True)])
+    # The same bf16 logits, and everything after them in fp32.
+    torch.testing.assert_close(token_logprobs(hidden, weight, targets), whole(hidden, weight, targets))
     for ours, theirs in zip(*errors, strict=True):
         assert ours < 1.5 * theirs + 1e-3
 

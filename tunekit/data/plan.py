@@ -58,7 +58,7 @@ class Plan:
         return steps + (self._part(len(self._epoch(whole))) if self.epochs > whole else 0)
 
     def _part(self, steps: int) -> int:
-        """How many of its `steps` the last epoch has where it is a part: of 2.2 epochs a fifth, though 2.2 - 2 > 0.2."""
+        """How many of its `steps` a partial last epoch has: of 2.2 epochs a fifth, though 2.2 - 2 is over 0.2."""
         return max(1, math.ceil(round(steps * (self.epochs - int(self.epochs)), 6)))
 
     def longest(self) -> MicroBatch:

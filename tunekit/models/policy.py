@@ -127,6 +127,8 @@ def _probe_of(row: Tokens) -> Tokens:
 
 
 def _close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
-    """Equal up to rounding: the mean difference in nats, which contamination or a wrong head moves by tenths."""
-    bound = 1e-3 if dtype == torch.float32 else 0.05
+    """Equal up to rounding: the mean difference in nats. On a real 30-layer model bf16 rounding alone moves it by 0.06,
+    an example that sees another by 0.8 to 5.
+    """
+    bound = 1e-3 if dtype == torch.float32 else 0.2
     return bool((ours - theirs).abs().mean() < bound)

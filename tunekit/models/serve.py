@@ -1,5 +1,7 @@
 """Models for use and not for training: run folders, adapters on their base, model folders, built-in names, hub ids."""
 
+import json
+import logging
 from pathlib import Path
 
 import torch
@@ -9,7 +11,18 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from tunekit.errors import RecipeError
 from tunekit.models.adapters import PeftModel, load_adapter
 from tunekit.models.export import generation_config
-from tunekit.models.load import Location, base_of, default_device, load_model, load_tokenizer, locate, resolve_dtype
+from tunekit.models.load import (
+    PASSPORT,
+    Location,
+    base_of,
+    default_device,
+    load_model,
+    load_tokenizer,
+    locate,
+    resolve_dtype,
+)
+
+log = logging.getLogger("tunekit")
 
 
 def load_for_inference(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -56,6 +69,17 @@ def load_adapted(
     if adapted.active_peft_config.is_prompt_learning:
         raise RecipeError(f"model: {adapter.path} is a learned prompt; accepted are adapters of weights (LoRA)")
     return adapted, tokenizer
+
+
+def trained_system(name: str) -> str | None:
+    """The system prompt that the recipe of `name` gave every conversation without one (`data.system`), said aloud."""
+    passport = Path(locate(name).path) / PASSPORT
+    if not passport.is_file():
+        return None
+    system: str | None = json.loads(passport.read_text()).get("system")
+    if system is not None:
+        log.info("system prompt, as in training: %s", system)
+    return system
 
 
 def context_of(model: PreTrainedModel) -> int | None:

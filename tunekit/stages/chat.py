@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.errors import DataError, RecipeError, TunekitError
 from tunekit.models.generate import Answer, prompt_ids, seed_sampling, stream
-from tunekit.models.serve import context_of, load_for_inference
+from tunekit.models.serve import context_of, load_for_inference, trained_system
 
 log = logging.getLogger("tunekit")
 
@@ -88,7 +88,7 @@ def run(name: str, *, prompt: str | None, system: str | None, seed: int | None, 
     model, tokenizer = load_for_inference(name)
     prompt_ids(tokenizer, ({"role": "user", "content": "?"},))  # a tokenizer without a template fails now, not later
     seed_sampling(seed)
-    session = Session(model, tokenizer, system, sampling)
+    session = Session(model, tokenizer, trained_system(name) if system is None else system, sampling)
     if prompt is not None:
         _answer_plainly(session, prompt, as_json)
     elif at_terminal:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +29,7 @@ from tunekit.data.formats import FORMATS
 from tunekit.data.rows import Conversation
 from tunekit.errors import DataError, MemoryExceeded, RecipeError, StorageError
 from tunekit.models.generate import Messages, complete, prompt_ids, seed_sampling
-from tunekit.models.serve import context_of, load_for_inference
+from tunekit.models.serve import context_of, load_for_inference, trained_system
 
 log = logging.getLogger("tunekit")
 
@@ -68,7 +68,8 @@ def run(
     if destination is not None and destination.exists():
         raise RecipeError(f"--output: {output} exists already", "Choose another name or remove it.")
     rows = [({"prompt": prompt}, "--prompt")] if input_path is None else sources.read(input_path)
-    requests = [request(row, source, raw) for row, source in rows]
+    system = trained_system(name)
+    requests = [with_system(request(row, source, raw), system) for row, source in rows]
     model, tokenizer = load_for_inference(name)
     _check_lengths(requests, tokenizer, context_of(model), sampling["max_new_tokens"])
     seed_sampling(seed)
@@ -85,6 +86,13 @@ def run(
             advance()
     seconds = round(time.perf_counter() - started, 2)
     return {"rows": len(requests), "ended": ended, "seconds": seconds, "output": output}
+
+
+def with_system(asked: Request, system: str | None) -> Request:
+    """`asked` with the system prompt of training, if it is a conversation that has none."""
+    if system is None or isinstance(asked.prompt, str) or asked.prompt[0]["role"] == "system":
+        return asked
+    return replace(asked, prompt=({"role": "system", "content": system}, *asked.prompt))
 
 
 def request(row: dict[str, Any], source: str, raw: bool) -> Request:

@@ -43,7 +43,8 @@ def run(name: str, *, output: str | None, max_difference: float | None) -> dict[
     difference = export.largest_difference(before, after)
     bound = export.bound(merged.dtype) if max_difference is None else max_difference
     _check_difference(difference, bound)
-    facts = {"stage": "merge", "base_model": recorded, "adapter": passport, "merge_difference": difference}
+    facts = {"stage": "merge", "system": passport.get("system"), "base_model": recorded, "adapter": passport}
+    facts["merge_difference"] = difference
     reloaded = _write(merged, tokenizer, folder, after, facts)
     return {
         "model": str(folder),

@@ -87,6 +87,8 @@ def _begin(recipe: Recipe, training: Training, base: Base, rows: Rows) -> None:
     try_longest_batch(training, spare)
     if resume(recipe, training):
         return
+    if rows.held_out is not None:
+        log.info("measuring %d held-out rows before training", len(rows.held_out.tokens))
     values = training.evaluate(lambda: None)
     training.state.before = {**values, "sample": _sample(training.policy, base, rows)}
     if values:
@@ -111,7 +113,7 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
         log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
         state.evaluated = training.evaluate(lambda: None)
     sample = _sample(training.policy, base, rows)
-    facts = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}
+    facts = {"stage": "sft", "step": state.step, "system": recipe.data.system, "recipe": recipe.model_dump(mode="json")}
     difference = write_artefact(training.policy, base, folder / "model", facts)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
     result["before"] = {name: value for name, value in state.before.items() if name != "sample"}
