@@ -119,6 +119,11 @@ def test_a_head_with_a_bias_trains_its_bias() -> None:
     assert float(found["lm_head.bias"].norm()) > 0
 
 
+@pytest.mark.parametrize("arch", [*OWN_HEAD, "phi"])
+def test_a_head_that_is_more_than_a_product_is_known_also_where_rounding_hides_it(arch: str) -> None:
+    assert not tiny_policy(tiny_model(arch, torch.bfloat16), torch.bfloat16).chunked_head
+
+
 def test_the_windows_of_the_matrix_are_felt() -> None:
     rows = chat_rows(4)
     narrow, _ = reference(plain_model("mistral", **ARCHS["mistral"]), rows)

@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, verified before use, rotated, and read back bit for bit."""
 
 import errno
-import json
 import logging
 import os
 import random
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tunekit.errors import RecipeError, StorageError
 from tunekit.train import checkpoint
@@ -204,11 +202,11 @@ TREES = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
-def test_every_tree_of_numbers_and_strings_comes_back(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
-    tensors: dict[str, Tensor] = {}
-    skeleton = json.loads(json.dumps(checkpoint._split(tree, tensors)))
-    found = checkpoint._join(skeleton, tensors)
+def test_every_tree_of_numbers_and_strings_comes_back(tmp_path: Path, tree: Any) -> None:
+    checkpoint.save(tmp_path, 1, tree, {})
+    found = checkpoint.load(tmp_path / "step-1")
     assert found == tree
     assert repr(found) == repr(tree)  # 1 and 1.0 and True are equal, and not the same
 
@@ -219,14 +217,16 @@ def test_tensors_come_back_in_value_dtype_and_shape(tmp_path: Path) -> None:
         "scalar": torch.tensor(3.5),
         "empty": torch.empty(0, 3),
         "transposed": shared.T,
-        "view of the same": shared[0],
+        "the same": shared,
+        "the whole of it": shared,
+        "view inside it": shared[1],
         0: {"step": torch.tensor(7.0), "codes": torch.arange(256, dtype=torch.uint8)},
         "half": torch.tensor([1e-7, float("inf"), float("nan")], dtype=torch.bfloat16),
     }
     checkpoint.save(tmp_path, 1, tensors, {})
     found = checkpoint.load(tmp_path / "step-1")
     assert found.keys() == tensors.keys()
-    for name in ("scalar", "empty", "transposed", "view of the same", "half"):
+    for name in tensors.keys() - {0}:
         torch.testing.assert_close(found[name], tensors[name], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(found[0], tensors[0], rtol=0, atol=0)
 

@@ -87,14 +87,15 @@ def test_the_epoch_after_a_step_is_the_share_of_rows_seen(made: Plan) -> None:
         assert last >= 1
 
 
-@given(plans())
-def test_the_longest_batch_is_the_longest(made: Plan) -> None:
+@given(plans(), st.booleans())
+def test_the_longest_batch_is_the_longest(made: Plan, padded: bool) -> None:
     def tokens(batch: MicroBatch) -> int:
-        return sum(made.lengths[row] for row in batch)
+        lengths = [made.lengths[row] for row in batch]
+        return max(lengths) * len(lengths) if padded else sum(lengths)
 
     batches = [batch for _, _, step in made.steps() for batch in step]
-    assert made.longest() in batches
-    assert tokens(made.longest()) == max(map(tokens, batches))
+    assert made.longest(padded) in batches
+    assert tokens(made.longest(padded)) == max(map(tokens, batches))
 
 
 @pytest.mark.parametrize(

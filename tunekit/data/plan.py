@@ -61,10 +61,14 @@ class Plan:
         """How many of its `steps` a partial last epoch has: of 2.2 epochs a fifth, though 2.2 - 2 is over 0.2."""
         return max(1, math.ceil(round(steps * (self.epochs - int(self.epochs)), 6)))
 
-    def longest(self) -> MicroBatch:
-        """The micro-batch with the most tokens of the whole run."""
-        batches = (batch for _, _, step in self.steps() for batch in step)
-        return max(batches, key=lambda batch: sum(self.lengths[row] for row in batch))
+    def longest(self, padded: bool) -> MicroBatch:
+        """The micro-batch with the most tokens of the whole run, padding included where rows are `padded`."""
+
+        def size(batch: MicroBatch) -> int:
+            lengths = [self.lengths[row] for row in batch]
+            return len(lengths) * max(lengths) if padded else sum(lengths)
+
+        return max((batch for _, _, step in self.steps() for batch in step), key=size)
 
     @lru_cache(maxsize=4)  # noqa: B019  a plan lives as long as its run
     def _epoch(self, epoch: int) -> tuple[Step, ...]:

@@ -37,7 +37,9 @@ class Policy(nn.Module):
         # A model that is trained whole has fp32 weights, cast for each product; a base under an adapter is in `dtype`.
         self.autocast = isinstance(model, PreTrainedModel) and model.dtype != dtype
         head = self.causal.get_output_embeddings()
-        self.chunked_head = type(head) is nn.Linear and head.bias is None
+        # Not left to `prove`: bf16 rounds by more than a cap bends small logits, and a bias may begin as zero.
+        capped = getattr(self.causal.config.get_text_config(), "final_logit_softcapping", None) is not None
+        self.chunked_head = type(head) is nn.Linear and head.bias is None and not capped
 
     @property
     def causal(self) -> PreTrainedModel:

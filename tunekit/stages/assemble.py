@@ -117,9 +117,16 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
 
 
 def make_training(
-    recipe: Recipe, rows: Rows, policy: Policy, objective: Objective, evaluate: Evaluate, engine: Engine, folder: Path
+    recipe: Recipe,
+    rows: Rows,
+    policy: Policy,
+    objective: Objective,
+    evaluate: Evaluate,
+    engine: Engine,
+    base_model: dict[str, Any],
+    folder: Path,
 ) -> Training:
-    """The parts of the loop, at step 0."""
+    """The parts of the loop, at step 0; `base_model` identifies the weights that training starts from."""
     settings, lengths = recipe.train, tuple(len(row.ids) for row in rows.train.tokens)
     plan = Plan(
         lengths=lengths,
@@ -162,24 +169,32 @@ def make_training(
         ),
         metrics=MetricsFile(folder / "metrics.jsonl"),
         checkpoints=folder / "checkpoints",
-        contract=_contract(recipe, rows, engine),
+        contract=_contract(recipe, rows, policy, base_model, engine),
     )
 
 
-def resume(recipe: Recipe, run: Training) -> bool:
+def resume(recipe: Recipe, run: Training, folder: Path) -> bool:
     """Puts `run` where `resume` says; False if it starts at step 0. Raises where the checkpoint is another run's."""
-    checkpoint.sweep(run.checkpoints)
+    for place in (folder, run.checkpoints):
+        checkpoint.sweep(place)
     path = None
     if recipe.resume == "auto":
         path = checkpoint.newest(run.checkpoints)
     elif recipe.resume != "never":
         path = Path(recipe.resume)
-    if path is not None:
-        checkpoint.check_contract(checkpoint.verify(path)["contract"], run.contract, path)
-        restore(run, path)
-        log.info("resuming from %s", path)
-    run.metrics.drop_after(run.state.step if path is not None else -1)
-    return path is not None
+    if path is None:
+        if recipe.resume == "auto":
+            log.info("%s: there is no checkpoint to resume from: starting at step 0", folder)
+        run.metrics.drop_after(-1)
+        return False
+    checkpoint.check_contract(checkpoint.verify(path)["contract"], run.contract, path)
+    restore(run, path)
+    log.info("resuming from %s", path)
+    if run.state.best_step is not None and not checkpoint.is_whole(run.checkpoints / f"step-{run.state.best_step}"):
+        log.warning("the best checkpoint, step %d, is not whole: the best is sought anew", run.state.best_step)
+        run.state.best_metric = run.state.best_step = None
+    run.metrics.drop_after(run.state.step)
+    return True
 
 
 def flat_values(recipe: Recipe) -> dict[str, Any]:
@@ -192,9 +207,16 @@ def flat_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _contract(recipe: Recipe, rows: Rows, engine: Engine) -> dict[str, Any]:
+def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
     kept = ("model.", "adapter.", "freeze", "train.", "data.packing", "data.max_length")
     values = {key: value for key, value in flat_values(recipe).items() if key.startswith(kept)}
     del values["train.logging_steps"]
-    return {**values, "data (hash of ids and masks)": fingerprint(rows.train.tokens), "world size": engine.world_size}
+    return {
+        **values,
+        "model.revision": base_model["revision"],
+        "model.dtype": str(policy.dtype),
+        "weights of the model (sha256)": base_model["sha256"],
+        "data (hash of ids and masks)": fingerprint(rows.train.tokens),
+        "world size": engine.world_size,
+    }

@@ -19,7 +19,7 @@ from tunekit.train import metrics
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.evaluate import held_out_loss
-from tunekit.train.folder import open_folder, result_file, write_manifest
+from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
 from tunekit.train.loop import Evaluate, Training, load_parameters, record, train, try_longest_batch
 from tunekit.train.optim import check_optimizer, make_optimizer
 from tunekit.train.report import plot_losses, read_metrics
@@ -33,25 +33,32 @@ def run(resolved: Resolved) -> dict[str, Any]:
     recipe = resolved.recipe
     check_optimizer(recipe.train.optim)
     metrics.check_metrics(recipe.eval.metrics, recipe.eval.metric_for_best_model)
-    folder = open_folder(recipe.output_dir, resuming=recipe.resume != "never")
     stop = StopRequest()
-    with stop.installed(), result_file(folder, "sft") as result:
-        (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    resuming = recipe.resume != "never"
+    with stop.installed(), open_folder(recipe.output_dir, resuming) as folder, result_file(folder, "sft") as result:
         engine = Engine(recipe.report_to, folder)
         set_seed(recipe.train.seed)
         base = find_base(recipe)
         rows = read_rows(recipe, base)
         policy = make_policy(recipe, base, rows, engine)
         evaluate = _evaluation(recipe, policy, base, rows)
-        training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, folder)
         passport = base_passport(base.location, policy)
+        training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, passport, folder)
+        _try_longest_batch(recipe, training)
+        if resume(recipe, training, folder):
+            stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
+        replace_text(folder / "recipe.yaml", dump(recipe))
         write_manifest(folder, data=rows.manifest(), base_model=passport, contract=training.contract)
         engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
-        _begin(recipe, training, base, rows)
-        train(training, stop)
-        stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
-        _finish(recipe, training, base, rows, folder, result)
-        engine.close()
+        try:
+            if not training.state.before:
+                _measure_before(training, base, rows)
+            train(training, stop)
+            stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
+            _finish(recipe, training, base, rows, folder, result)
+        finally:
+            result |= _progress(training, folder)
+            engine.close()
     return result
 
 
@@ -80,13 +87,14 @@ def _evaluation(recipe: Recipe, policy: Policy, base: Base, rows: Rows) -> Evalu
     return evaluate
 
 
-def _begin(recipe: Recipe, training: Training, base: Base, rows: Rows) -> None:
-    """Tries the longest batch, then resumes, or measures the model as it is before step 1."""
+def _try_longest_batch(recipe: Recipe, training: Training) -> None:
     settings = recipe.train
     spare = make_optimizer(settings.optim, training.parameters, lr=0.0, weight_decay=settings.weight_decay)
     try_longest_batch(training, spare)
-    if resume(recipe, training):
-        return
+
+
+def _measure_before(training: Training, base: Base, rows: Rows) -> None:
+    """What the model does on held-out rows before step 1."""
     if rows.held_out is not None:
         log.info("measuring %d held-out rows before training", len(rows.held_out.tokens))
     values = training.evaluate(lambda: None)
@@ -116,7 +124,6 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
     facts = {"stage": "sft", "step": state.step, "system": recipe.data.system, "recipe": recipe.model_dump(mode="json")}
     difference = write_artefact(training.policy, base, folder / "model", facts)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
-    result["before"] = {name: value for name, value in state.before.items() if name != "sample"}
     result["after"] = state.evaluated
     if rows.prompts:
         prompt = rows.prompts[0]
@@ -126,16 +133,22 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
             "before": state.before["sample"],
             "after": sample,
         }
-    result["steps"] = state.step
-    result["best_step"] = state.best_step
-    result["tokens"] = state.num_tokens
-    result["trained_tokens"] = state.num_trained_tokens
-    result["train_seconds"] = round(state.seconds, 2)
-    result["tokens_per_second"] = round(state.num_tokens / state.seconds, 1) if state.seconds else None
     result["reload_difference"] = difference
-    result["paths"] = {
-        "model": str(folder / "model"),
-        "metrics": str(training.metrics.path),
-        "loss_curve": str(folder / "loss.png"),
-        "checkpoints": str(training.checkpoints),
+
+
+def _progress(training: Training, folder: Path) -> dict[str, Any]:
+    """How far the run came, also when it failed."""
+    state = training.state
+    paths = {"model": folder / "model", "metrics": training.metrics.path, "loss_curve": folder / "loss.png"}
+    paths["checkpoints"] = training.checkpoints
+    return {
+        "before": {name: value for name, value in state.before.items() if name != "sample"},
+        "last_evaluation": state.evaluated,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "tokens": state.num_tokens,
+        "trained_tokens": state.num_trained_tokens,
+        "train_seconds": round(state.seconds, 2),
+        "tokens_per_second": round(state.num_tokens / state.seconds, 1) if state.seconds else None,
+        "paths": {name: str(path) for name, path in paths.items() if path.exists()},
     }

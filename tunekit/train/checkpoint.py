@@ -33,9 +33,12 @@ STAGING = ".tmp-"
 def staged(destination: Path) -> Iterator[Path]:
     """A folder to write into that becomes `destination` in one rename, its files fsynced, if the block succeeds.
 
-    Raises `StorageError` (disk full, no permission); `destination` is then as it was before.
+    Raises `StorageError` (disk full, no permission); `destination` is then as it was before. A kill between the two
+    renames that replace a destination leaves it under another name, from which `sweep` brings it back.
     """
-    staging = destination.with_name(f"{STAGING}{destination.name}-{uuid.uuid4().hex[:8]}")
+    token = uuid.uuid4().hex[:8]
+    staging = destination.with_name(f"{STAGING}{destination.name}-new-{token}")
+    old = destination.with_name(f"{STAGING}{destination.name}-old-{token}")
     try:
         staging.mkdir(parents=True)
         yield staging
@@ -44,7 +47,6 @@ def staged(destination: Path) -> Iterator[Path]:
                 file.chmod(0o644)  # safetensors writes 0600, which a server under another user cannot read
             _fsync(file)
         _fsync(staging)
-        old = destination.with_name(f"{STAGING}{destination.name}-old-{uuid.uuid4().hex[:8]}")
         if destination.exists():
             destination.rename(old)
         staging.rename(destination)
@@ -55,6 +57,8 @@ def staged(destination: Path) -> Iterator[Path]:
             f"{destination}: cannot be written: {error}", "Free some space or choose another output_dir."
         ) from error
     finally:
+        if old.exists() and not destination.exists():
+            old.rename(destination)
         shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -63,7 +67,7 @@ def save(folder: Path, step: int, state: Any, contract: dict[str, Any]) -> Path:
     destination = folder / f"step-{step}"
     with staged(destination) as staging:
         tensors: dict[str, Tensor] = {}
-        skeleton = _split(state, tensors)
+        skeleton = _split(state, tensors, set())
         save_file(tensors, staging / "tensors.safetensors")
         (staging / "state.json").write_text(json.dumps(skeleton))
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in staging.iterdir()}
@@ -95,6 +99,16 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a checkpoint that verifies; says what is wrong with one that is there and does not."""
+    try:
+        verify(path)
+    except StorageError as error:
+        log.info("damaged checkpoint passed over: %s", error)
+        return False
+    return True
+
+
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint in `folder` that verifies, said aloud where newer ones do not; None if there never was one.
 
@@ -102,11 +116,7 @@ def newest(folder: Path) -> Path | None:
     """
     candidates = steps_in(folder)
     for path in reversed(candidates):
-        try:
-            verify(path)
-        except StorageError as error:
-            log.info("damaged checkpoint passed over: %s", error)
-        else:
+        if is_whole(path):
             return path
     if candidates:
         raise StorageError(
@@ -134,9 +144,13 @@ def rotate(folder: Path, *, step: int, total_limit: int, best_step: int | None) 
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a killed save left behind."""
+    """Removes what a killed save left in `folder`; what it was about to replace comes back."""
     for path in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(path)
+        replaced = re.fullmatch(rf"{re.escape(STAGING)}(.+)-old-\w+", path.name)
+        if replaced and not (folder / replaced[1]).exists():
+            path.rename(folder / replaced[1])
+        else:
+            shutil.rmtree(path)
 
 
 def check_contract(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
@@ -162,15 +176,19 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _split(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+def _split(tree: Any, tensors: dict[str, Tensor], seen: set[int], path: str = "") -> Any:
     """`tree` with its tensors moved to `tensors`, and dicts as pairs (JSON would turn their int keys into strings)."""
     if isinstance(tree, Tensor):
-        tensors[path] = tree.detach().cpu().contiguous().clone()
+        tensor = tree.detach().cpu().contiguous()
+        # safetensors takes no two names for one storage, such as the code book that 8-bit optimizer states share
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[path] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
         return {"tensor": path}
     if isinstance(tree, dict):
-        return {"pairs": [[key, _split(value, tensors, f"{path}/{key}")] for key, value in tree.items()]}
+        return {"pairs": [[key, _split(value, tensors, seen, f"{path}/{key}")] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
-        return {type(tree).__name__: [_split(value, tensors, f"{path}/{i}") for i, value in enumerate(tree)]}
+        return {type(tree).__name__: [_split(value, tensors, seen, f"{path}/{i}") for i, value in enumerate(tree)]}
     return tree
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from tunekit.errors import MissingEnvironment
@@ -27,9 +26,6 @@ class Engine:
         self.device: torch.device = self.accelerator.device
         self.world_size: int = self.accelerator.num_processes
         self.report_to = report_to
-
-    def seed(self, seed: int) -> None:
-        set_seed(seed)
 
     def start_trackers(self, name: str, config: dict[str, Any]) -> None:
         """`config`: one value a key; what is not a number or a string is logged as text, as trackers take no more."""

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import platform
 import subprocess
 import time
@@ -13,36 +12,65 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from tunekit.errors import MemoryExceeded, RecipeError, StorageError, TunekitError
+from tunekit.train.signals import Stopped
 
 RESULT = "result.json"
-# What a run leaves that failed before its first checkpoint
-LEFTOVERS = {RESULT, "recipe.yaml", "manifest.json", "metrics.jsonl"}
-LIBRARIES = ("tunekit", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+MANIFEST = "manifest.json"
+LIBRARIES = (
+    "tunekit",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 STATUS = {0: "done", 75: "preempted", 130: "interrupted"}
 
 
-def open_folder(output_dir: str, resuming: bool) -> Path:
-    """Makes `output_dir`. Raises `RecipeError` if it holds something and the recipe does not say to resume."""
+@contextmanager
+def open_folder(output_dir: str, resuming: bool) -> Iterator[Path]:
+    """Makes `output_dir` and holds it against other runs while the block lasts.
+
+    Raises `RecipeError` if another run is writing to it, or if it holds something that only `resume` may continue.
+    """
     folder = Path(output_dir)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        present = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if present - LEFTOVERS and not resuming:
+        present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        if present and not resuming and not _failed_early(folder):
             raise RecipeError(
-                f"output_dir: {output_dir} is not empty ({', '.join(sorted(present)[:4])})",
+                f"output_dir: {output_dir} is not empty ({', '.join(present[:4])})",
                 "Continue that run with resume=auto, choose another output_dir, or remove the folder.",
             )
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RecipeError(f"output_dir: {output_dir}: another run is writing to it") from error
     except OSError as error:
         raise StorageError(f"output_dir: {output_dir}: {error.strerror}") from error
-    return folder
+    with lock:
+        yield folder
+
+
+def _failed_early(folder: Path) -> bool:
+    """Whether `folder` is what a run left that ended before its first checkpoint: nothing in it is worth keeping."""
+    ours = (folder / RESULT).is_file() or (folder / MANIFEST).is_file()
+    return ours and not (folder / "model").exists() and not any(folder.glob("checkpoints/step-*"))
 
 
 @contextmanager
 def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
-    """Yields the dict that becomes `result.json`, whatever happens in the block, with status, exit code and seconds."""
+    """Yields the dict that becomes `result.json`, whatever happens in the block, with status, exit code and seconds.
+
+    A recipe that is refused does not take the place of what a run before it achieved.
+    """
     started = time.time()
     result: dict[str, Any] = {"stage": stage, "status": "failed", "exit_code": 1}
     try:
@@ -58,11 +86,14 @@ def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
     finally:
         result["status"] = STATUS.get(result["exit_code"], "failed")
         result["seconds"] = round(time.time() - started, 2)
-        write_json(folder / RESULT, result)
+        if result["exit_code"] != RecipeError.exit_code or not any(folder.glob("checkpoints/step-*")):
+            write_json(folder / RESULT, result)
 
 
 def _known(error: BaseException) -> BaseException:
-    """A full or read-only disk and exhausted memory, wherever they strike, as the errors that a user can meet."""
+    """A signal, a full or read-only disk and exhausted memory, wherever they strike, as errors that a user can meet."""
+    if isinstance(error, Stopped):
+        return error.error
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return StorageError(f"{error.filename or 'output_dir'}: {error.strerror}")
     if out_of_memory(error):
@@ -79,17 +110,23 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     """`manifest.json`: the facts given, library versions, and the commit of the directory the run was started in."""
     versions = {name: version(name) for name in LIBRARIES}
     machine = {"python": platform.python_version(), "platform": platform.platform()}
-    write_json(folder / "manifest.json", {**facts, "versions": versions, **machine, "git": _git_state()})
+    write_json(folder / MANIFEST, {**facts, "versions": versions, **machine, "git": _git_state()})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces `path` in one rename, so that a reader never sees half a file."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces `path` in one rename, so that a reader never sees half a file; raises `StorageError`."""
+    staging = path.with_name(f"{path.name}.tmp")
     try:
-        staging.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        staging.write_text(text, encoding="utf-8")
         staging.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _git_state() -> dict[str, Any] | None:

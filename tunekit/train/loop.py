@@ -6,6 +6,7 @@ A stage hands in its policy, objective and evaluation; the loop knows none of th
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tunekit.data.plan import Plan
 from tunekit.data.rows import Tokens
-from tunekit.errors import MemoryExceeded, StorageError
+from tunekit.errors import Diverged, MemoryExceeded, StorageError
 from tunekit.models.policy import Policy
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
@@ -131,7 +132,7 @@ def try_longest_batch(run: Training, spare: Optimizer) -> None:
     """
     state = rng_state()
     run.policy.train()
-    rows = run.plan.longest()
+    rows = run.plan.longest(padded=not run.policy.flat)
     num_tokens = sum(run.plan.lengths[row] for row in rows)
     try:
         backward(run.policy, run.objective, _batches(run, [rows]), run.engine)
@@ -162,17 +163,23 @@ def record(run: Training, values: dict[str, Any]) -> None:
 def _finish_step(run: Training, stop: StopRequest) -> None:
     """What comes after an update: evaluate if due, save if due, and leave if a signal asks for it."""
     state = run.state
+    best_before = state.best_metric, state.best_step
     improved = _evaluate(run, stop) if state.evaluation_due and stop.received is None else False
     last = state.step == run.plan.num_steps or state.stopped_early
     stopping = stop.received is not None
     if improved or last or stopping or state.step % run.schedule.save_steps == 0:
-        save(run, required=last or stopping)
+        saved = save(run, required=last or stopping)
+        if improved and not saved:  # the best model must be one that can be loaded again
+            state.best_metric, state.best_step = best_before
     if stopping and not (last and not state.evaluation_due):
         raise stop.error(f"step {state.step} was finished and saved; continue with resume=auto")
 
 
 def _evaluate(run: Training, stop: StopRequest) -> bool:
-    """Held-out metrics into the run's state; True if they are the best so far. A signal leaves the evaluation due."""
+    """Held-out metrics into the run's state; True if they are the best so far. A signal leaves the evaluation due.
+
+    Raises `Diverged` for a held-out loss that is not finite: the last update was the one that broke the model.
+    """
 
     def poll() -> None:
         if stop.received is not None:
@@ -187,6 +194,10 @@ def _evaluate(run: Training, stop: StopRequest) -> bool:
     if not values:
         return False
     record(run, values)
+    if not math.isfinite(values["eval_loss"]):
+        raise Diverged(
+            f"step {state.step}: held-out loss {values['eval_loss']}: not finite", "Lower train.learning_rate."
+        )
     log.info("step %d  %s", state.step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     metric = values[schedule.metric_for_best_model]
     sign = 1 if schedule.greater_is_better else -1
@@ -199,11 +210,15 @@ def _evaluate(run: Training, stop: StopRequest) -> bool:
     return False
 
 
-def save(run: Training, required: bool) -> None:
-    """Writes a checkpoint of everything the next step depends on, then removes the oldest ones.
+def save(run: Training, required: bool) -> bool:
+    """Writes a checkpoint of everything the next step depends on, then removes the oldest ones; False if it could not.
 
     A full disk costs a checkpoint, not the run: unless `required`, the failure is said aloud and training goes on.
+    Weights that are not finite are never saved: `Diverged`.
     """
+    for name, parameter in run.parameters.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise Diverged(f"step {run.state.step}: {name} is not finite", "Lower train.learning_rate.")
     tree = {
         "parameters": dict(run.parameters),
         "optimizer": run.optimizer.state_dict(),
@@ -217,13 +232,14 @@ def save(run: Training, required: bool) -> None:
         if required:
             raise
         log.warning("the checkpoint of step %d was not saved: %s", run.state.step, error)
-        return
+        return False
     checkpoint.rotate(
         run.checkpoints,
         step=run.state.step,
         total_limit=run.schedule.total_limit,
         best_step=run.state.best_step,
     )
+    return True
 
 
 def restore(run: Training, path: Path) -> None:

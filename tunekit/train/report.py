@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tunekit.train.folder import replace_text
+
 log = logging.getLogger("tunekit")
 
 
@@ -19,13 +21,17 @@ class MetricsFile:
         self.path = path
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        with self.path.open("a") as handle:
-            handle.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends a row; a full disk costs the row, not the run."""
+        try:
+            with self.path.open("a") as handle:
+                handle.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            log.warning("%s: step %d was not written: %s", self.path, step, error.strerror)
 
     def drop_after(self, step: int) -> None:
         """Forgets what a killed run wrote beyond the checkpoint it is resumed from, so that each step stands once."""
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,13 @@ from tunekit.errors import Interrupted, Preempted, TunekitError
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+class Stopped(BaseException):
+    """What a signal raises outside deferred parts: no `except Exception` of a library may swallow it."""
+
+    def __init__(self, error: TunekitError) -> None:
+        self.error = error
+
+
 class StopRequest:
     """The signal that arrived, if any. While `deferred` it is only noted, to be polled; else it ends the run at once.
 
@@ -27,6 +34,8 @@ class StopRequest:
         previous = {number: signal.signal(number, self._arrived) for number in SIGNALS}
         try:
             yield
+        except Stopped as stopped:
+            raise stopped.error from None
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -50,4 +59,4 @@ class StopRequest:
             os._exit(128 + number)
         self.received = number
         if not self._deferred:
-            raise self.error(self.outcome)
+            raise Stopped(self.error(self.outcome))
