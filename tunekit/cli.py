@@ -213,7 +213,7 @@ def merge(
 
         result = stage.run(adapter, output=output, max_difference=max_difference)
         text = (
-            "merged: {model} ({dtype}); largest logit difference {merge_difference:.3g} (bound {bound:g}), "
+            "merged: {model} ({dtype}); largest logit difference {merge_difference:.3g} (bound {bound:.3g}), "
             "reloaded by a fresh process {reload_difference:.3g}"
         )
         _print(result, text.format(**result), as_json)

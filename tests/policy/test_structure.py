@@ -1,6 +1,7 @@
 """Rules about the source that a review would otherwise have to remember."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -10,12 +11,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tunekit.recipe.schema import Adapter, Recipe
+from tunekit.recipe.load import load
+from tunekit.recipe.schema import Recipe, Section
+from tunekit.stages import sft
+from tunekit.stages.assemble import find_base, make_policy, read_rows
+from tunekit.train.engine import Engine
 
 PACKAGE = Path(__file__).parents[2] / "tunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A part imports its own layer and those below it.
-LAYERS = [{"errors", "recipe"}, {"ops", "data"}, {"models", "objectives"}, {"train"}, {"stages"}, {"cli"}]
+LAYERS = [{"errors", "files", "recipe"}, {"ops", "data"}, {"models", "objectives"}, {"train"}, {"stages"}, {"cli"}]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "accelerate": {"train/engine.py"},
@@ -75,18 +80,23 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
         "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'peft'} & set(sys.modules)\n"
         "print('HEAVY', sorted(heavy), 'SECONDS', time.process_time() - start)"
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "HEAVY []" in output
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)  # the best of them: the caches of a busy machine are cold
+    ]
+    assert "HEAVY []" in outputs[0]
     for verb in ("sft", "chat", "generate", "merge", "show", "env"):
-        assert verb in output
-    assert float(output.rpartition("SECONDS")[2]) < 0.6  # 0.3 s on an idle core; a loaded CI core is slower
+        assert verb in outputs[0]
+    assert min(float(output.rpartition("SECONDS")[2]) for output in outputs) < 0.3
 
 
-def fields(model: type[BaseModel]) -> set[str]:
-    names = set(model.model_fields)
-    for field in model.model_fields.values():
-        for section in sections(field.annotation):
-            names |= fields(section)
+def fields(model: type[BaseModel], section: str = "Recipe") -> set[str]:
+    """`Section.key` of every key of a recipe."""
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        inner = sections(field.annotation)
+        names.add(f"{section}.{name}")
+        names.update(*(fields(part, part.__name__) for part in inner))
     return names
 
 
@@ -96,17 +106,47 @@ def sections(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in getattr(annotation, "__args__", ()) for section in sections(part)]
 
 
-def test_every_recipe_field_is_read_outside_the_recipe_package() -> None:
-    readers = [f for f in FILES if part_of(f) == "stages" or f.match("models/adapters.py")]
-    text = "\n".join(file.read_text() for file in readers)
-    # `model_dump(exclude=...)` hands a whole section on; what takes its keys by name is checked by the call itself
-    whole = {"adapter": "add_lora(model, **recipe.adapter.model_dump", "source": "sources.read(part.path, **where)"}
-    for marker in whole.values():
-        assert marker in text
-    handed_on = set(fields(Adapter)) | {"name", "split", "data_files", "revision"}
-    handed_on.add("global_batch_size")  # derived into gradient_accumulation_steps when the recipe is loaded
-    unread = {n for n in fields(Recipe) - handed_on if not re.search(rf"\.{n}\b|[\"']{n}[\"']", text)}
-    assert not unread
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The keys that code outside the recipe package reads, one by one or as a section that is handed on."""
+    seen: set[str] = set()
+    attribute, dump = Section.__getattribute__, Section.model_dump
+
+    def outside(module: str) -> bool:
+        return module.startswith("tunekit.") and not module.startswith("tunekit.recipe")
+
+    def reading(self: Section, name: str) -> Any:
+        if outside(sys._getframe(1).f_globals["__name__"]):
+            seen.add(f"{type(self).__name__}.{name}")
+        return attribute(self, name)
+
+    def dumping(self: Section, **options: Any) -> dict[str, Any]:
+        values = dump(self, **options)
+        if outside(sys._getframe(1).f_globals["__name__"]) and not isinstance(
+            self, Recipe
+        ):  # that one is only recorded
+            seen.update(f"{type(self).__name__}.{name}" for name in values)
+        return values
+
+    monkeypatch.setattr(Section, "__getattribute__", reading)
+    monkeypatch.setattr(Section, "model_dump", dumping)
+    return seen
+
+
+def test_a_run_reads_every_key_of_its_recipe(tmp_path: Path, read: set[str]) -> None:
+    rows = [{"prompt": "a", "completion": "b"}] * 3
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        f"model: tiny-random/llama\ndata: {tmp_path}/rows.jsonl\noutput_dir: {tmp_path}/out\n"
+        "train: {max_steps: 1}\neval: {metrics: [exact_match], max_new_tokens: 1, load_best_model_at_end: true}\n"
+    )
+    sft.run(load(file, ("adapter=lora",)))
+    frozen = load(file, ("freeze.layers=[0]",)).recipe
+    base = find_base(frozen)
+    make_policy(frozen, base, read_rows(frozen, base), Engine())
+    derived = {"Train.global_batch_size"}  # into gradient_accumulation_steps, when the recipe is loaded
+    assert fields(Recipe) - derived <= read
 
 
 def test_files_and_functions_stay_small() -> None:

@@ -53,6 +53,12 @@ def test_an_answer_that_the_model_ends_says_so_and_has_no_end_mark(loaded: Loade
     assert answer.ended and answer.num_tokens == 1
 
 
+def test_a_model_without_an_end_token_goes_on_to_the_limit(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", None)
+    assert not stream(*loaded, [72, 105], lambda piece: None, max_new_tokens=3).ended
+    assert [ended for _, _, ended in complete(*loaded, ["Hi"], max_new_tokens=3, batch_size=1)] == [False]
+
+
 def test_ctrl_c_keeps_what_was_said(loaded: Loaded) -> None:
     whole = stream(*loaded, [72, 105], lambda piece: None, max_new_tokens=40).text
     pieces: list[str] = []

@@ -122,3 +122,10 @@ def test_of_experts_all_is_trained_but_the_router(arch: str) -> None:
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert any(".experts." in name for name in trained) and any(".q_proj." in name for name in trained)
     assert not any(".gate." in name for name in trained)
+
+
+def test_the_adapter_records_the_commit_of_its_base() -> None:
+    model = tiny_model("llama")
+    model.config._commit_hash = "0123abcd"
+    adapted_model = add_lora(model, r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
+    assert adapted_model.peft_config["default"].revision == "0123abcd"

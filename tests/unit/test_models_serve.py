@@ -91,6 +91,24 @@ def test_damaged_weights_are_an_error_for_people(run_folder: Path, tmp_path: Pat
         load_for_inference(str(folder))
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "tunekit.json"])
+@pytest.mark.parametrize("content", [b'{"base_model": {"na', b"\xff", b"[]", b'{"base_model": {}}'])
+def test_damaged_facts_are_an_error_for_people(run_folder: Path, name: str, content: bytes) -> None:
+    if name == "adapter_config.json":
+        (run_folder / "model" / "tunekit.json").unlink()
+    (run_folder / "model" / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=name):
+        base_of(locate(str(run_folder)))
+
+
+@pytest.mark.parametrize("content", [b"{% for m in messages %}", b"\xff{{ messages }}"])
+def test_a_damaged_chat_template_is_an_error_for_people(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"data\.chat_template: .*chat\.jinja"):
+        load_tokenizer(locate(LLAMA), str(file))
+
+
 def test_an_answer_ends_at_the_end_token_of_model_and_of_tokenizer(tmp_path: Path) -> None:
     folder = shutil.copytree(builtin.resolve(LLAMA), tmp_path / "base")  # type: ignore[arg-type]
     config = json.loads((folder / "generation_config.json").read_text())

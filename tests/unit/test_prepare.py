@@ -1,5 +1,6 @@
 """The held-out part, the rules for over-long rows, the figures and the fingerprint."""
 
+import copy
 import logging
 from typing import Any
 
@@ -37,6 +38,23 @@ def tokens(ids: list[int], trained: list[bool]) -> Tokens:
 
 
 ROWS = [text(5, 4, 1), text(5, 14, 2), text(25, 4, 3)]  # 10, 20 and 30 tokens
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_the_ids_that_end_answers_are_known(tokenizer: Any, loss_on: str) -> None:
+    """As in base models: the template ends a turn with a special token that is not the tokenizer's eos_token."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    chatty.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    messages = tuple({"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant"))
+    end, eos = chatty.convert_tokens_to_ids("<|im_end|>"), chatty.eos_token_id
+    chat = Conversation(messages, "a:1")
+    assert prepare([chat], chatty, max_length=99, loss_on=loss_on).terminators == {end}
+    prepared = prepare([chat, text(5, 4)], chatty, max_length=30, loss_on=loss_on, overlong="truncate")
+    assert prepared.terminators == {end, eos}
 
 
 def test_the_summary_counts_rows_tokens_and_lengths(tokenizer: Any) -> None:

@@ -297,6 +297,7 @@ def test_wrong_values_say_what_is_accepted(tmp_path: Path, override: str, accept
         ),
         ("train: {warmup_steps: 0, warmup_ratio: 0}", "5:40: train.warmup_ratio", "remove one of the two"),
         ("eval: {early_stopping_patience: 3}", "eval.early_stopping_patience", "needs held-out rows"),
+        ("eval: {metrics: [exact_match]}", "eval.metrics", "needs held-out rows"),
         ("eval: {load_best_model_at_end: true}", "eval.load_best_model_at_end", "needs held-out rows"),
         ("train: {activation_checkpointing: true, gradient_checkpointing: true}", "5:41: train.grad", "remove one of"),
     ],

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tunekit.data.render import render_all
+from tunekit.data.render import possible_terminators, render_all
 from tunekit.data.rows import Conversation, Text, Tokens
 from tunekit.data.sources import first_problems
 from tunekit.errors import DataError
@@ -46,10 +46,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The rows to train on or to evaluate with, in the order of the source."""
+    """The rows to train on or to evaluate with, in the order of the source, and the ids that end their answers."""
 
     tokens: list[Tokens]
     summary: Summary
+    terminators: frozenset[int]
 
 
 def split(rows: Sequence[T], eval_split: float | int | None, seed: int) -> tuple[list[T], list[T]]:
@@ -112,7 +113,18 @@ def prepare(
         answers_cut=answers_cut,
     )
     _say(summary, max_length)
-    return Prepared(kept, summary)
+    return Prepared(kept, summary, terminators(rendered, tokenizer))
+
+
+def terminators(rows: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The special tokens that end what is trained: the last one of each run of trained tokens. `rows` must be uncut."""
+    special = list(possible_terminators(tokenizer))
+    found: set[int] = set()
+    for row in rows:
+        at = np.flatnonzero(row.trained & np.isin(row.ids, special))
+        run = np.cumsum(~row.trained)[at]
+        found.update(row.ids[at[np.diff(run, append=-1) != 0]].tolist())
+    return frozenset(found)
 
 
 def fingerprint(tokens: Sequence[Tokens]) -> str:

@@ -148,7 +148,7 @@ def _render_chats(chats: list[Chat], tokenizer: PreTrainedTokenizerBase, loss_on
     turns = find_turns(chats, wholes, tokenizer)
     # No special tokens here: a template writes the BOS itself, a second one would shift every row.
     encoded = _encode(tokenizer, wholes, add_special_tokens=False)
-    terminators = _terminators(tokenizer)
+    terminators = possible_terminators(tokenizer)
     rendered = []
     for chat, text, spans in zip(chats, encoded, turns, strict=True):
         trained = np.full(len(text.ids), loss_on == "all")
@@ -166,7 +166,7 @@ def _render_chats(chats: list[Chat], tokenizer: PreTrainedTokenizerBase, loss_on
     return rendered
 
 
-def _terminators(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def possible_terminators(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids that can end a turn: eos and the special tokens, without unk and bos (where bos is not eos too)."""
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)

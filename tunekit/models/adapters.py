@@ -17,6 +17,7 @@ log = logging.getLogger("tunekit")
 
 __all__ = ["AutoPeftModelForCausalLM", "PeftModel", "add_lora", "freeze", "load_adapter", "trained_parameters"]
 
+STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft refuses LoRA on their out_proj
 ROUTERS = ("gate", "router")  # of mixture-of-experts layers: linear by type, but LoRA on them unbalances the experts
 
 
@@ -29,12 +30,14 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **
     routers: set[str] = set()
     if options.get("target_modules") == "all-linear":
         routers = {name.rpartition(".")[2] for name, _ in model.named_modules()}.intersection(ROUTERS)
-        options["exclude_modules"] = sorted(routers) or None
+        refused = {"out_proj"} if model.config.model_type in STATE_SPACE else set()
+        options["exclude_modules"] = sorted(routers | refused) or None
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     try:
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)  # type: ignore[arg-type]
         use_fused_layer(config)
-        adapted = get_peft_model(model, config)
+        # The commit, without which plain peft would load the base as it then is on the hub.
+        adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise RecipeError(f"adapter: {error}", f"Linear modules of this model: {', '.join(sorted(linear))}") from error
     for module in adapted.modules():

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from tunekit.errors import StorageError
 from tunekit.models.load import PASSPORT
 
+RELOAD_SECONDS = 3600  # loading and four short forward passes: more is a process that hangs
 PROMPTS = (
     "The capital of France is",
     "Write a short poem about the sea.",
@@ -42,9 +43,14 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
     return float(torch.stack([(first[key] - second[key]).abs().max() for key in first]).max())
 
 
-def bound(dtype: torch.dtype) -> float:
-    """What rounding may move a logit by when the same weights are loaded or merged again."""
-    return 1e-3 if dtype == torch.float32 else 0.25
+def bound(logits: dict[str, Tensor], dtype: torch.dtype) -> float:
+    """What the largest of `logits` may move by when the same weights are loaded again in `dtype`.
+
+    Loaded on the same device they are equal bit for bit, except a module that was trained in fp32 beside a base in
+    `dtype`: it is rounded to that when loaded, which moves the logits by about one rounding step.
+    """
+    largest = max(float(values.abs().max()) for values in logits.values())
+    return max(1e-5, 2 * torch.finfo(dtype).eps * largest)
 
 
 @contextmanager
@@ -58,10 +64,16 @@ def serving_attention(causal: PreTrainedModel) -> Iterator[None]:
         causal.set_attn_implementation(trained_with)
 
 
-def generation_config(causal: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """The model's generation config, ending also at the tokenizer's end token (chat templates often have their own)."""
+def generation_config(
+    causal: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Iterable[int] = ()
+) -> GenerationConfig:
+    """The model's generation config, ending also at the tokenizer's end token and at `terminators`.
+
+    Chat templates often have a terminator of their own, which a base model's tokenizer does not name as its end token.
+    """
     generation = GenerationConfig.from_dict(causal.generation_config.to_dict())
-    generation.eos_token_id = sorted({*_as_list(generation.eos_token_id), *_as_list(tokenizer.eos_token_id)})
+    ends = {*_as_list(generation.eos_token_id), *_as_list(tokenizer.eos_token_id), *terminators}
+    generation.eos_token_id = sorted(ends) or None
     generation.pad_token_id = tokenizer.pad_token_id
     return generation
 
@@ -80,16 +92,23 @@ def save_artefact(
     (folder / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
 
 
-def verify_in_fresh_process(folder: Path, logits: dict[str, Tensor], dtype: torch.dtype) -> float:
+def verify_in_fresh_process(folder: Path, logits: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> float:
     """Loads `folder` with plain transformers/peft in another process; the largest difference of its logits to `logits`.
 
-    Raises `StorageError` with what that process said if it cannot load the folder.
+    `device` is the one that `logits` were computed on: another one rounds differently. Raises `StorageError` with what
+    that process said if it cannot load the folder, or does not come to an end.
     """
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()  # the other process needs room for a second copy of the weights
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "logits.safetensors"
         save_file(logits, expected)
-        command = [sys.executable, "-m", "tunekit.models.reload", str(folder), str(expected), str(dtype).split(".")[1]]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        arguments = [str(folder), str(expected), str(dtype).removeprefix("torch."), str(device)]
+        command = [sys.executable, "-m", "tunekit.models.reload", *arguments]
+        try:
+            process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=RELOAD_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise StorageError(f"{folder}: a fresh process did not load it within {RELOAD_SECONDS} s") from error
     if process.returncode != 0:
         raise StorageError(f"{folder}: a fresh process cannot load it:\n{process.stderr.strip()[-2000:]}")
     return float(process.stdout.strip().splitlines()[-1])

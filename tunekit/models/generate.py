@@ -177,4 +177,6 @@ def sampling_options(temperature: float, top_p: float) -> dict[str, Any]:
 
 def _end_ids(model: PreTrainedModel) -> Tensor:
     ends = model.generation_config.eos_token_id
-    return torch.tensor(ends if isinstance(ends, list) else [ends], device=model.device)
+    if ends is None:
+        ends = []
+    return torch.tensor(ends if isinstance(ends, list) else [ends], dtype=torch.long, device=model.device)

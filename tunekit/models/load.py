@@ -1,6 +1,5 @@
 """Loads tokenizers and causal language models: hub ids, local folders, built-in names and our own run folders."""
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -8,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateSyntaxError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from tunekit.errors import MissingEnvironment, RecipeError
+from tunekit.files import sha256
 from tunekit.models import builtin
 from tunekit.models.attention import SEGMENTS
 
@@ -86,31 +88,65 @@ def base_of(adapter: Location) -> Location:
     """The base model an adapter was trained on; a built-in one is built again where it is missing.
 
     The folder that peft recorded comes first, since it is absolute; else the name in our passport. Raises `RecipeError`
-    where neither says anything.
+    where neither says anything or either is damaged.
     """
-    config = json.loads((Path(adapter.path) / "adapter_config.json").read_text(encoding="utf-8"))
+    config = _json_object(Path(adapter.path) / "adapter_config.json")
     path, revision = config.get("base_model_name_or_path"), config.get("revision")
-    passport = Path(adapter.path) / PASSPORT
     name = path
-    if passport.is_file():
-        recorded = json.loads(passport.read_text(encoding="utf-8"))["base_model"]
+    if passport := passport_of(adapter):
+        recorded = passport.get("base_model")
+        if not isinstance(recorded, dict) or not {"name", "revision", "sha256"} <= recorded.keys():
+            raise RecipeError(f"model: {adapter.path}/{PASSPORT} is damaged: it does not say which base model it had")
         name, revision = recorded["name"], recorded["revision"]
     if not name:
         raise RecipeError(f"model: {adapter.name}: adapter_config.json does not say which base model it was trained on")
     return Location(name, path) if path and Path(path).is_dir() else locate(name, revision)
 
 
+def passport_of(location: Location) -> dict[str, Any]:
+    """What the artefact at `location` was made from, empty if it does not say. Raises `RecipeError` if damaged."""
+    file = Path(location.path) / PASSPORT
+    return _json_object(file) if file.is_file() else {}
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"model: {file} is damaged: {error}", "Copy the folder again from where it was made."
+        ) from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"model: {file} is damaged: it is {type(content).__name__} and no JSON object")
+    return content
+
+
 def load_tokenizer(location: Location, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of `location`; `chat_template` is the path of a Jinja file that replaces its own and is saved."""
+    """The tokenizer of `location`; `chat_template` is the path of a Jinja file that replaces its own and is saved.
+
+    Raises `RecipeError` where that file cannot be read, is not UTF-8 or not Jinja.
+    """
     tokenizer = _from_hub_or_disk(AutoTokenizer, location)
     if chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(f"data.chat_template: {chat_template}: {error.strerror}") from error
+        tokenizer.chat_template = _read_template(chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _read_template(path: str) -> str:
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+        _compile_jinja_template(template)  # with the tags that transformers adds to Jinja
+    except OSError as error:
+        raise RecipeError(f"data.chat_template: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"data.chat_template: {path} is not UTF-8: {error}") from error
+    except TemplateSyntaxError as error:
+        raise RecipeError(
+            f"data.chat_template: {path}:{error.lineno}: not a Jinja template: {error.message}"
+        ) from error
+    return template
 
 
 def load_model(
@@ -146,12 +182,7 @@ def context_length(location: Location) -> int | None:
 def weights_hash(location: Location) -> str | None:
     """sha256 over the safetensors files of a local folder; None for a hub id, which its commit identifies."""
     files = sorted(Path(location.path).glob("*.safetensors"))
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest() if files else None
+    return sha256(*files) if files else None
 
 
 def _from_hub_or_disk(auto_class: Any, location: Location, **options: Any) -> Any:

@@ -1,6 +1,5 @@
 """Models for use and not for training: run folders, adapters on their base, model folders, built-in names, hub ids."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from tunekit.errors import RecipeError
 from tunekit.models.adapters import PeftModel, load_adapter
 from tunekit.models.export import generation_config
 from tunekit.models.load import (
-    PASSPORT,
     Location,
     base_of,
     default_device,
     load_model,
     load_tokenizer,
     locate,
+    passport_of,
     resolve_dtype,
 )
 
@@ -73,10 +72,7 @@ def load_adapted(
 
 def trained_system(name: str) -> str | None:
     """The system prompt that the recipe of `name` gave every conversation without one (`data.system`), said aloud."""
-    passport = Path(locate(name).path) / PASSPORT
-    if not passport.is_file():
-        return None
-    system: str | None = json.loads(passport.read_text()).get("system")
+    system: str | None = passport_of(locate(name)).get("system")
     if system is not None:
         log.info("system prompt, as in training: %s", system)
     return system

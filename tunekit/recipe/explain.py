@@ -31,7 +31,7 @@ ACCEPTED = {
     "too_short": "a list with at least one item",
     "finite_number": "a finite number",
 }
-UNION_MEMBERS = re.compile(r"(bool|int|float|str|list|tuple|constrained-\w+)(\[.*\])?")
+UNION_MEMBERS = re.compile(r"(bool|int|float|str|list|tuple|literal|constrained-\w+)(\[.*\])?")
 PLACEHOLDER = "?"
 MAX_ATTEMPTS = 4
 MAX_ERRORS = 100

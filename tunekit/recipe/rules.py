@@ -72,6 +72,7 @@ def _held_out(recipe: Recipe) -> Iterator[Conflict]:
     for name, wanted in (
         ("early_stopping_patience", evaluation.early_stopping_patience is not None),
         ("load_best_model_at_end", evaluation.load_best_model_at_end),
+        ("metrics", bool(evaluation.metrics)),
     ):
         if wanted:
             message = "needs held-out rows; remove data.eval_split: 0, give data.eval, or remove this key"

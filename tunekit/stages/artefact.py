@@ -4,6 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from tunekit.errors import StorageError
 from tunekit.models import export
 from tunekit.models.load import Location, weights_hash
@@ -26,14 +29,28 @@ def write_artefact(policy: Policy, base: Base, folder: Path, facts: dict[str, An
     Returns the largest difference of the logits on fixed prompts; `StorageError` above the bound or if it cannot load.
     """
     causal = policy.causal
-    stored = causal.dtype
     with export.serving_attention(causal):
         logits = export.fixed_logits(causal, base.tokenizer)
+    passport = {"base_model": base_passport(base.location, policy), **facts}
+    return write_proven(policy.model, causal, base.tokenizer, folder, passport, logits)
+
+
+def write_proven(
+    model: nn.Module,
+    causal: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    passport: dict[str, Any],
+    logits: dict[str, Tensor],
+) -> float:
+    """Puts `folder` in place once a fresh process reloaded it; the largest difference of its logits to `logits`.
+
+    Raises `StorageError` where it cannot be written or loaded, or its logits differ by more than rounding explains.
+    """
     with staged(folder) as staging:
-        passport = {"base_model": base_passport(base.location, policy), **facts}
-        export.save_artefact(policy.model, causal, base.tokenizer, staging, passport)
-        difference = export.verify_in_fresh_process(staging, logits, stored)
-        bound = export.bound(stored)
+        export.save_artefact(model, causal, tokenizer, staging, passport)
+        difference = export.verify_in_fresh_process(staging, logits, causal.dtype, causal.device)
+        bound = export.bound(logits, causal.dtype)
         if not difference <= bound:  # NaN is no equality either
             raise StorageError(f"{folder}: reloaded, its logits differ by {difference:.3g} (bound {bound:g})")
     log.info("%s: reloaded by a fresh process, largest logit difference %.3g", folder, difference)

@@ -15,6 +15,7 @@ from tunekit.data.prompts import Prompt, prompts_of
 from tunekit.data.rows import Conversation, Text
 from tunekit.errors import RecipeError
 from tunekit.models import adapters
+from tunekit.models.export import generation_config
 from tunekit.models.load import Location, context_length, load_model, load_tokenizer, locate, resolve_dtype
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe, Source
@@ -103,6 +104,7 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
     elif recipe.freeze is not None:
         adapters.freeze(model, recipe.freeze.layers, recipe.freeze.embeddings)
     policy = Policy(model, compute, base.tokenizer.pad_token_id)
+    policy.causal.generation_config = generation_config(policy.causal, base.tokenizer, rows.train.terminators)
     policy.prove([rows.train.tokens[0], rows.train.tokens[-1]])
     if recipe.data.packing and not policy.flat:
         raise RecipeError(

@@ -38,7 +38,7 @@ def _shortened(text: str) -> str:
 
 
 def _rendered(parts: list[Any]) -> str:
-    console = Console(file=io.StringIO(), width=100, highlight=False)
+    console = Console(file=io.StringIO(), width=100, highlight=False, markup=False, emoji=False)
     for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+        console.print(part, soft_wrap=isinstance(part, str))
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

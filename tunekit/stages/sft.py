@@ -1,26 +1,23 @@
 """Supervised fine-tuning: recipe -> rows -> tokens -> plan -> loop -> artefact. Composes the parts, nothing else."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from tunekit.models.generate import complete
-from tunekit.models.policy import Policy
 from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
 from tunekit.stages.artefact import base_passport, write_artefact
 from tunekit.stages.assemble import Base, Rows, find_base, flat_values, make_policy, make_training, read_rows, resume
+from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.train import metrics
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
-from tunekit.train.evaluate import held_out_loss
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
-from tunekit.train.loop import Evaluate, Training, load_parameters, record, train, try_longest_batch
+from tunekit.train.loop import Training, load_parameters, record, train, try_longest_batch
 from tunekit.train.optim import check_optimizer, make_optimizer
 from tunekit.train.report import plot_losses, read_metrics
 from tunekit.train.signals import StopRequest
@@ -41,7 +38,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
         base = find_base(recipe)
         rows = read_rows(recipe, base)
         policy = make_policy(recipe, base, rows, engine)
-        evaluate = _evaluation(recipe, policy, base, rows)
+        evaluate = evaluation(recipe, policy, base, rows)
         passport = base_passport(base.location, policy)
         training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, passport, folder)
         _try_longest_batch(recipe, training)
@@ -62,31 +59,6 @@ def run(resolved: Resolved) -> dict[str, Any]:
     return result
 
 
-def _evaluation(recipe: Recipe, policy: Policy, base: Base, rows: Rows) -> Evaluate:
-    """What the loop calls when an evaluation is due: held-out loss, and metrics of generated answers if asked for."""
-
-    def evaluate(poll: Callable[[], None]) -> dict[str, float]:
-        if rows.held_out is None:
-            return {}
-        batch_size = recipe.eval.per_device_eval_batch_size
-        values = held_out_loss(policy, rows.held_out.tokens, batch_size, poll)
-        if recipe.eval.metrics:
-            prompts = [prompt.prompt for prompt in rows.prompts]
-            answers = complete(
-                policy.causal,
-                base.tokenizer,
-                prompts,
-                max_new_tokens=recipe.eval.max_new_tokens,
-                batch_size=batch_size,
-                poll=poll,
-            )
-            predictions = [text for _, text, _ in sorted(answers)]
-            values |= metrics.compute(recipe.eval.metrics, predictions, [prompt.answer for prompt in rows.prompts])
-        return values
-
-    return evaluate
-
-
 def _try_longest_batch(recipe: Recipe, training: Training) -> None:
     settings = recipe.train
     spare = make_optimizer(settings.optim, training.parameters, lr=0.0, weight_decay=settings.weight_decay)
@@ -98,18 +70,10 @@ def _measure_before(training: Training, base: Base, rows: Rows) -> None:
     if rows.held_out is not None:
         log.info("measuring %d held-out rows before training", len(rows.held_out.tokens))
     values = training.evaluate(lambda: None)
-    training.state.before = {**values, "sample": _sample(training.policy, base, rows)}
+    training.state.before = {**values, "sample": sample_answer(training.policy, base, rows)}
     if values:
         record(training, values)
         log.info("before training  %s", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
-
-
-def _sample(policy: Policy, base: Base, rows: Rows) -> str | None:
-    """The model's greedy answer to the first held-out prompt."""
-    if not rows.prompts:
-        return None
-    answers = complete(policy.causal, base.tokenizer, [rows.prompts[0].prompt], max_new_tokens=96, batch_size=1)
-    return next(answers)[1]
 
 
 def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: Path, result: dict[str, Any]) -> None:
@@ -120,13 +84,12 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
         load_parameters(training.parameters, load(best)["parameters"], best)
         log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
         state.evaluated = training.evaluate(lambda: None)
-    sample = _sample(training.policy, base, rows)
+    sample = sample_answer(training.policy, base, rows)
     facts = {"stage": "sft", "step": state.step, "system": recipe.data.system, "recipe": recipe.model_dump(mode="json")}
     difference = write_artefact(training.policy, base, folder / "model", facts)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
     result["after"] = state.evaluated
-    if rows.prompts:
-        prompt = rows.prompts[0]
+    if (prompt := sample_prompt(training.policy, base, rows)) is not None:
         result["sample"] = {
             "prompt": prompt.last_turn,
             "reference": prompt.answer,

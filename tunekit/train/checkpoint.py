@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunekit.errors import RecipeError, StorageError
+from tunekit.files import sha256
 
 log = logging.getLogger("tunekit")
 
@@ -166,14 +167,6 @@ def check_contract(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
 
 def _seal(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _split(tree: Any, tensors: dict[str, Tensor], seen: set[int], path: str = "") -> Any:

@@ -193,11 +193,11 @@ def _evaluate(run: Training, stop: StopRequest) -> bool:
     state.evaluation_due, state.evaluated = False, values
     if not values:
         return False
-    record(run, values)
     if not math.isfinite(values["eval_loss"]):
         raise Diverged(
             f"step {state.step}: held-out loss {values['eval_loss']}: not finite", "Lower train.learning_rate."
         )
+    record(run, values)
     log.info("step %d  %s", state.step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     metric = values[schedule.metric_for_best_model]
     sign = 1 if schedule.greater_is_better else -1
