@@ -10,7 +10,7 @@ import pytest
 from runs import final_state, killed_copy, metric_rows, run, unproven_artefact, write_recipe
 
 from tunekit.errors import Preempted, RecipeError
-from tunekit.stages import sft
+from tunekit.stages import held_out
 from tunekit.train import checkpoint, loop
 
 __all__ = ["unproven_artefact"]
@@ -92,7 +92,7 @@ def test_the_best_step_and_early_stopping_survive_a_kill(tmp_path: Path) -> None
 
 def signalled(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     """Sends this process SIGTERM at the start of the given call (from 1) of a function the stage or the loop uses."""
-    module = sft if hasattr(sft, name) else loop
+    module = next(module for module in (held_out, loop) if hasattr(module, name))
     real, calls = getattr(module, name), []
 
     def wrapper(*arguments: Any, **options: Any) -> Any:

@@ -256,7 +256,7 @@ def test_names_of_other_tools_lead_to_ours(tmp_path: Path, name: str, ours: str)
         ("adapter.dropout=1", "less than 1"),
         ("adapter.target_modules=[q, 3]", "adapter.target_modules.1: 3, must be text (put it in quotes)"),
         ("adapter.target_modules=3", "text (put it in quotes) or a list"),
-        ("adapter.init_lora_weights=3", "true or false or text"),
+        ("adapter.init_lora_weights=3", "true or false or 'gaussian'"),
         ("data.eval_split=1.0", "a share of rows between 0 and 1, or a number of rows"),
         ("data.eval_split=-1", "a share of rows between 0 and 1"),
         ("data.eval_split=true", "a number"),
