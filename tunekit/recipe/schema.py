@@ -151,7 +151,7 @@ class Data(Section):
     )
     packing: bool = Field(
         default=False,
-        description="Fill each row of a batch with whole examples, isolated from each other, up to max_length.",
+        description="Fill each row of a batch with whole, isolated examples up to max_length (null: the longest row).",
     )
     loss_on: Literal["assistant", "last", "completion", "all"] = Field(
         default="assistant",

@@ -129,17 +129,7 @@ def make_training(
     folder: Path,
 ) -> Training:
     """The parts of the loop, at step 0; `base_model` identifies the weights that training starts from."""
-    settings, lengths = recipe.train, tuple(len(row.ids) for row in rows.train.tokens)
-    plan = Plan(
-        lengths=lengths,
-        batch_size=settings.per_device_train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-        epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps,
-        seed=settings.seed,
-        sampling=settings.sampling,
-        pack_to=(recipe.data.max_length or max(lengths)) if recipe.data.packing else None,
-    )
+    settings, plan = recipe.train, _make_plan(recipe, rows)
     warmup = settings.warmup_steps
     if warmup is None:
         warmup = round((settings.warmup_ratio or 0) * plan.num_steps)
@@ -172,6 +162,20 @@ def make_training(
         metrics=MetricsFile(folder / "metrics.jsonl"),
         checkpoints=folder / "checkpoints",
         contract=_contract(recipe, rows, policy, base_model, engine),
+    )
+
+
+def _make_plan(recipe: Recipe, rows: Rows) -> Plan:
+    settings, lengths = recipe.train, tuple(len(row.ids) for row in rows.train.tokens)
+    return Plan(
+        lengths=lengths,
+        batch_size=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        sampling=settings.sampling,
+        pack_to=(recipe.data.max_length or max(lengths)) if recipe.data.packing else None,
     )
 
 
