@@ -10,8 +10,8 @@ from tunekit.errors import DataError
 from tunekit.models.policy import Policy
 from tunekit.recipe.load import load
 from tunekit.recipe.schema import Recipe
-from tunekit.stages import sft
 from tunekit.stages.assemble import Base, Rows, find_base, make_policy, read_rows
+from tunekit.stages.held_out import evaluation, sample_answer
 from tunekit.train.engine import Engine
 
 CONTEXT = 2048  # tokens (bytes) of tiny-random/gpt2, which has a learned position for each
@@ -42,10 +42,10 @@ def test_prompts_without_room_for_an_answer_are_left_out_aloud(
 ) -> None:
     recipe, policy, base, rows = parts(tmp_path, [pair(LONG), pair(NEAR), pair(SHORT)])
     with caplog.at_level(logging.WARNING, logger="tunekit"):
-        evaluate = sft._evaluation(recipe, policy, base, rows)
+        evaluate = evaluation(recipe, policy, base, rows)
     assert "2 of 3 held-out prompts are left out" in caplog.text
     assert "eval_exact_match" in evaluate(lambda: None)
-    assert isinstance(sft._sample(policy, base, rows), str)
+    assert isinstance(sample_answer(policy, base, rows), str)
 
 
 @pytest.mark.parametrize(
@@ -57,5 +57,5 @@ def test_metrics_without_anything_to_answer_fail_before_training(
 ) -> None:
     recipe, policy, base, rows = parts(tmp_path, held_out)
     with pytest.raises(DataError, match=problem):
-        sft._evaluation(recipe, policy, base, rows)
-    assert sft._sample(policy, base, rows) is None
+        evaluation(recipe, policy, base, rows)
+    assert sample_answer(policy, base, rows) is None
