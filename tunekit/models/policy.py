@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from tunekit.data.batch import Batch, flat_batch, padded_batch
 from tunekit.data.rows import Tokens
+from tunekit.errors import Diverged
 from tunekit.models.attention import SEGMENTS, segment_inputs
 from tunekit.ops.logprobs import token_logprobs
 
@@ -77,7 +78,10 @@ class Policy(nn.Module):
         return self.causal(batch.input_ids, **self._layout(batch)).logits.flatten(0, 1)[batch.predictors]
 
     def prove(self, rows: Sequence[Tokens]) -> None:
-        """Tries the flat layout and the chunked head on two examples, and says aloud what it falls back to."""
+        """Tries the flat layout and the chunked head on two examples, and says aloud what it falls back to.
+
+        Raises `Diverged` for a model whose weights are broken before any training.
+        """
         examples = [_probe_of(row) for row in rows[:2]]
         self.eval()
         with torch.no_grad():
@@ -88,6 +92,8 @@ class Policy(nn.Module):
             if self.chunked_head and not _close(self(self.batch(examples)), self._apart(examples), self.dtype):
                 log.info("the head of this model is more than a matrix product: its own forward pass is used")
                 self.chunked_head = False
+            if not bool(torch.isfinite(self(self.batch(examples))).all()):
+                raise Diverged("the model gives log-probabilities that are not finite before any training")
 
     def _apart(self, rows: Sequence[Tokens]) -> Tensor:
         return torch.cat([self._reference(row) for row in rows])
