@@ -1,18 +1,26 @@
-"""A row of data: what was read (`Conversation`, `Text`) and what is trained (`Tokens`)."""
+"""A row of data: what was read, what it means (one type for each kind of training), and what is trained (`Tokens`).
+
+`source` is the place of a row as a person would name it: "a.jsonl:12", "a.json[3]", "org/set[train][7]".
+`tools` is the JSON text of a list of tool schemas, and the arguments of a tool call may be JSON text too: both are
+parsed only when they are rendered, so that no table unifies their keys.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Messages: TypeAlias = tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Messages in the chat form: `role`, `content`, and `"train": False` on a message that is not to be learnt."""
 
-    messages: tuple[dict[str, Any], ...]
+    messages: Messages
     source: str
+    tools: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,60 @@ class Text:
     source: str
 
 
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, all three raw text or all three messages; `margin`: how much better is `chosen`."""
+
+    prompt: str | Messages
+    chosen: str | Messages
+    rejected: str | Messages
+    source: str
+    tools: str | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """One answer and whether it is wanted."""
+
+    prompt: str | Messages
+    completion: str | Messages
+    label: bool
+    source: str
+    tools: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: raw text, or the messages before an answer; `answer`: what the data says there, if so."""
+
+    prompt: str | Messages
+    source: str
+    tools: str | None = None
+    answer: str | None = None
+
+
+AnyRow: TypeAlias = Conversation | Text | Preference | Unpaired | Prompt
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that cannot be used: why, what to do about it, and what was read (the line itself where it is no JSON)."""
+
+    source: str
+    reason: str
+    row: Any
+    fix: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A rendered row: `ids` int32 (T,) and `trained` bool (T,), true where the token is a target of the loss."""
+    """A rendered row: `ids` int32 (T,) and `trained` bool (T,), true where the token is a target of the loss.
+
+    `part` is the number of the source in `data.train` that it came from.
+    """
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     source: str
+    part: int = 0

@@ -7,70 +7,28 @@ A field typed `Derived[...]` may be left out or null in a file and is never None
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from tunekit.recipe.types import (
+    LEFT_OUT,
+    Count,
+    Derived,
+    Layer,
+    Names,
+    Positive,
+    Section,
+    Text,
+    Tracker,
+    as_tuple,
+    layers,
+    rows_or_share,
 )
-from pydantic_core import PydanticCustomError
 
-MAX_LAYER = 9999
-LEFT_OUT: Any = None
 SYNONYMS = {
     ("train", "gradient_checkpointing"): ("train", "activation_checkpointing"),
 }
-
-
-def _null_or(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    return None if value is None else check(value)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _layers(value: Any) -> Any:
-    """`"0-3,7"` as (0, 1, 2, 3, 7); a list stays what it is."""
-    if not isinstance(value, str):
-        return _as_tuple(value)
-    layers: set[int] = set()
-    for part in value.split(","):
-        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part, re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise PydanticCustomError("layers", 'must be ranges such as "0-19" or "0-3,7", or a list of layer numbers')
-        layers.update(range(first, last + 1))
-    return tuple(sorted(layers))
-
-
-def _rows_or_share(value: float | int | None) -> float | int | None:
-    if value is None or (isinstance(value, int) and value >= 0) or 0 < value < 1:
-        return value
-    raise PydanticCustomError("eval_split", "must be a share of rows between 0 and 1, or a number of rows (0: none)")
-
-
-T = TypeVar("T")
-Derived = Annotated[T, WrapValidator(_null_or)]
-Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[list[Text], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-Layer = Annotated[int, Field(ge=0, le=MAX_LAYER)]
-
-
-class Section(BaseModel):
-    """What all sections share: immutable, no unknown key, no conversion between types, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -115,22 +73,42 @@ class Adapter(Section):
 
 
 class Freeze(Section):
-    layers: Annotated[tuple[Layer, ...], BeforeValidator(_layers)] = Field(
+    layers: Annotated[tuple[Layer, ...], BeforeValidator(layers)] = Field(
         default=(), description='Decoder layers that stay as they are, from 0: "0-19", "0-3,7" or a list.'
     )
     embeddings: bool = Field(default=False, description="Whether the token embeddings stay as they are.")
 
 
 class Source(Section):
-    path: Text = Field(description="A JSONL, JSON, CSV or parquet file, a folder, or a data set of the hub.")
+    path: Text = Field(
+        description="A file (JSONL, JSON, CSV, TSV, parquet; .gz too), a folder, a pattern, a data set of the hub, "
+        "or memory:NAME from Python."
+    )
     name: Text | None = Field(default=None, description="Configuration of a hub data set.")
     split: Text | None = Field(default=None, description="Split of a hub data set; null: train.")
     revision: Text | None = Field(default=None, description="Commit, tag or branch of the hub repository.")
     data_files: Text | Names | None = Field(
         default=None, description="Files to read inside a folder or hub repository."
     )
-    format: Literal["auto", "messages", "prompt_completion", "text", "alpaca", "sharegpt"] = Field(
-        default="auto", description="How the rows are written; auto: detected from the columns, and said."
+    field: Text | None = Field(default=None, description="Key of a JSON file under which its list of rows lies.")
+    format: Literal[
+        "auto",
+        "messages",
+        "prompt_completion",
+        "preference",
+        "unpaired",
+        "hh_rlhf",
+        "alpaca",
+        "sharegpt",
+        "prompt",
+        "text",
+    ] = Field(default="auto", description="How the rows are written; auto: detected from the columns, and said.")
+    columns: Annotated[dict[Text, Text], Field(min_length=1)] | None = Field(
+        default=None,
+        description='Our key: a column of the rows (prompt: question), or a text with columns in braces ("{a} {b}").',
+    )
+    weight: Positive | None = Field(
+        default=None, description="Share of the trained tokens, relative to the weights of the other sources."
     )
 
 
@@ -139,7 +117,7 @@ class Data(Section):
     eval: Annotated[list[Source], Field(min_length=1)] | None = Field(
         default=None, description="Where the held-out rows come from."
     )
-    eval_split: Annotated[float | int | None, AfterValidator(_rows_or_share)] = Field(
+    eval_split: Annotated[float | int | None, AfterValidator(rows_or_share)] = Field(
         default=None,
         description="Training rows to hold out: a share, a number, 0: none; null: 10 %, at most 100. Excludes eval.",
     )
@@ -147,20 +125,38 @@ class Data(Section):
         default=None, description="Most tokens in a row; null: the model's context length."
     )
     overlong: Literal["error", "drop", "truncate"] = Field(
-        default="error", description="What happens to a row longer than max_length."
+        default="error",
+        description="Rows over max_length: error ends the run where they are over 1 % of all, else drops them.",
+    )
+    max_rejected: Annotated[float | int, AfterValidator(rows_or_share)] = Field(
+        default=0,
+        description="Malformed rows to accept, a number or a share: they are left out and go to rejected.jsonl.",
     )
     packing: bool = Field(
         default=False,
         description="Fill each row of a batch with whole, isolated examples up to max_length (null: the longest row).",
     )
+    streaming: bool = Field(
+        default=False, description="Read and tokenise while training, in constant memory, instead of before it."
+    )
+    shuffle_buffer: Count = Field(default=10_000, description="Rows that streaming shuffles together.")
     loss_on: Literal["assistant", "last", "completion", "all"] = Field(
         default="assistant",
         description="Which tokens are trained: all assistant turns, the last one, the completion, or all.",
     )
+    reasoning: Literal["keep", "template", "drop"] = Field(
+        default="keep",
+        description="Reasoning traces: keep trains each as the model writes it, a turn that the template rewrites "
+        "later in a row of its own; template trains what one rendering has; drop takes them out.",
+    )
     chat_template: Text | None = Field(
         default=None, description="A Jinja file used, and saved, instead of the tokenizer's own template."
     )
-    system: str | None = Field(default=None, description="System prompt for conversations that have none.")
+    system: str | None = Field(default=None, description="System prompt, see system_mode.")
+    system_mode: Literal["keep", "replace", "drop"] = Field(
+        default="keep",
+        description="keep: rows keep theirs, others get data.system; replace: all get it; drop: none has one.",
+    )
 
 
 class Train(Section):
@@ -242,7 +238,7 @@ class Recipe(Section):
     save: Save = Field(default=Save(), description="When checkpoints are written.")
     output_dir: Text = Field(description="Folder that receives all that the run writes.")
     run_name: Text | None = Field(default=None, description="Name of the run in the trackers.")
-    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple)] = Field(
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="Trackers that receive the metrics, besides metrics.jsonl."
     )
     resume: Text = Field(

@@ -1,39 +1,12 @@
-"""The command line: one short command per verb. Heavy imports happen inside the commands, so that --help is instant."""
+"""Verbs that use a trained model, and what this installation is."""
 
-import json
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tunekit import __version__
-from tunekit.errors import RecipeError, TunekitError
+from tunekit.cli.common import Json, Offline, app, command, print_result, quiet_libraries
+from tunekit.errors import RecipeError
 
-EXIT_CODES = """
-Exit codes: 0 done and verified, 2 recipe or command line, 3 data, 4 storage, 5 memory, 6 a rank failed or hung,
-7 environment (missing library, network, device), 8 a gate failed, 10 diverged, 75 preempted and saved, 130 interrupted,
-1 a bug of tunekit.
-"""
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help="Fine-tunes and aligns language models from a YAML recipe.\n\nExample: tunekit sft recipes/chat.yaml",
-    epilog=EXIT_CODES,
-)
-
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-4")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run folder, an adapter or model folder, a built-in name or a hub id.")
 ]
@@ -41,58 +14,6 @@ MaxNewTokens = Annotated[int, typer.Option(min=1, help="The most tokens of an an
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token, above that it is sampled.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the nucleus of this probability.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Makes sampling repeatable.")]
-
-
-def main() -> None:
-    app()
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    if version:
-        print(f"tunekit {__version__}")
-        raise typer.Exit
-
-
-@app.command()
-def sft(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Supervised fine-tuning: trains after RECIPE and leaves a verified model in its output_dir.
-
-    Examples:
-
-        tunekit sft recipes/chat.yaml
-
-        tunekit sft recipes/chat.yaml train.learning_rate=1e-4 output_dir=out/lr1e-4
-
-        tunekit sft recipes/chat.yaml resume=auto
-    """
-    with _command(as_json):
-        from tunekit.recipe.load import load
-
-        resolved = load(recipe, overrides or ())
-        _quiet_libraries()
-        from tunekit.stages import sft as stage
-        from tunekit.stages.present import training_report
-
-        with redirect_stdout(sys.stderr):  # trackers print
-            result = stage.run(resolved)
-        _print(result, training_report(result), as_json)
-
-
-@app.command()
-def show(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Prints the whole resolved RECIPE, every value with where it comes from. Nothing is trained or downloaded.
-
-    Example: tunekit show recipes/chat.yaml train.num_train_epochs=1
-    """
-    with _command(as_json):
-        from tunekit.recipe.load import load
-        from tunekit.recipe.show import as_dict, as_yaml
-
-        resolved = load(recipe, overrides or ())
-        _print(as_dict(resolved), as_yaml(resolved), as_json)
 
 
 @app.command()
@@ -104,6 +25,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """A conversation with MODEL. Lines from a pipe are the turns of one conversation; only answers are printed then.
@@ -118,9 +40,9 @@ def chat(
 
         tunekit chat smollm2-135m-instruct < questions.txt
     """
-    with _command(as_json):
+    with command(as_json, no_network=offline):
         _check_sampling(temperature, top_p)
-        _quiet_libraries()
+        quiet_libraries()
         from tunekit.stages import chat as stage
 
         stage.run(
@@ -150,6 +72,7 @@ def generate(
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are completed together.")] = 8,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Completes a prompt, or each row of a file: the row comes back with "completion" and "ended", in the same order.
@@ -164,9 +87,9 @@ def generate(
 
         tunekit generate out/chat --raw --prompt "Once upon a time"
     """
-    with _command(as_json):
+    with command(as_json, no_network=offline):
         _check_sampling(temperature, top_p)
-        _quiet_libraries()
+        quiet_libraries()
         from tunekit.stages import generate as stage
 
         result = stage.run(
@@ -182,9 +105,11 @@ def generate(
             top_p=top_p,
         )
         if output is not None:
-            _print(result, "{rows} rows, {ended} ended by the model, {seconds} s: {output}".format(**result), as_json)
+            print_result(
+                result, "{rows} rows, {ended} ended by the model, {seconds} s: {output}".format(**result), as_json
+            )
         elif prompt is not None:
-            _print(result, result["completion"], as_json)
+            print_result(result, result["completion"], as_json)
 
 
 @app.command()
@@ -194,6 +119,7 @@ def merge(
     max_difference: Annotated[
         float | None, typer.Option(min=0.0, help="The largest logit difference to accept, in place of rounding error.")
     ] = None,
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Merges an adapter into its base, in the base's own precision, into a folder that plain transformers loads.
@@ -207,8 +133,8 @@ def merge(
 
         tunekit merge out/chat --output models/chat-merged
     """
-    with _command(as_json):
-        _quiet_libraries()
+    with command(as_json, no_network=offline):
+        quiet_libraries()
         from tunekit.stages import merge as stage
 
         result = stage.run(adapter, output=output, max_difference=max_difference)
@@ -216,7 +142,7 @@ def merge(
             "merged: {model} ({dtype}); largest logit difference {merge_difference:.3g} (bound {bound:.3g}), "
             "reloaded by a fresh process {reload_difference:.3g}"
         )
-        _print(result, text.format(**result), as_json)
+        print_result(result, text.format(**result), as_json)
 
 
 @app.command()
@@ -228,13 +154,13 @@ def env(
 
     Example: tunekit env --check
     """
-    with _command(as_json):
-        _quiet_libraries()
+    with command(as_json):
+        quiet_libraries()
         from tunekit.stages import env as stage
 
         report = stage.report()
         problems = stage.check(report)
-        _print({**report, "problems": problems}, "\n".join([stage.render(report), *problems]), as_json)
+        print_result({**report, "problems": problems}, "\n".join([stage.render(report), *problems]), as_json)
         if check and problems:
             raise typer.Exit(7)
 
@@ -242,46 +168,3 @@ def env(
 def _check_sampling(temperature: float, top_p: float) -> None:
     if temperature == 0 and top_p < 1:
         raise RecipeError(f"--top-p {top_p} has no effect at temperature 0", "Set --temperature, or leave --top-p out.")
-
-
-class _StandardError(logging.Handler):
-    """Writes to what `sys.stderr` is at that moment, so that a line appears above a progress bar and not in it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
-@contextmanager
-def _command(as_json: bool = False) -> Iterator[None]:
-    """Prints a user's mistake as a message, never as a traceback, and exits with the code of its kind."""
-    logging.basicConfig(handlers=[_StandardError()], format="%(message)s", level=logging.WARNING)
-    logging.getLogger("tunekit").setLevel(logging.INFO)
-    try:
-        yield
-    except TunekitError as error:
-        if as_json:
-            print(json.dumps({"status": "failed", "exit_code": error.exit_code, "error": str(error)}))
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _print(result: dict[str, Any], text: str, as_json: bool) -> None:
-    print(json.dumps(result, ensure_ascii=False) if as_json else text)
-
-
-def _quiet_libraries() -> None:
-    """Keeps the libraries' own banners and bars out of our output, and their telemetry off the network."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|bitsandbytes|torch)\b")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-if __name__ == "__main__":
-    main()

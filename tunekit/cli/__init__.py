@@ -1,0 +1,12 @@
+"""The command line: one short command per verb. Heavy imports happen inside the commands, so that --help is instant."""
+
+# Each module registers its verbs; --help lists them in this order.
+# isort: off
+from tunekit.cli import train, data, recipes, models  # noqa: F401
+
+# isort: on
+from tunekit.cli.common import app
+
+
+def main() -> None:
+    app()

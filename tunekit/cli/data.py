@@ -1,0 +1,1 @@
+"""Verbs that look at data before anything is trained."""

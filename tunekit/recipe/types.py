@@ -1,0 +1,56 @@
+"""The kinds of values that keys of a recipe have, and what all its sections share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
+
+MAX_LAYER = 9999
+LEFT_OUT: Any = None
+
+
+def _null_or(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return None if value is None else check(value)
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def layers(value: Any) -> Any:
+    """`"0-3,7"` as (0, 1, 2, 3, 7); a list stays what it is."""
+    if not isinstance(value, str):
+        return as_tuple(value)
+    layers: set[int] = set()
+    for part in value.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise PydanticCustomError("layers", 'must be ranges such as "0-19" or "0-3,7", or a list of layer numbers')
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def rows_or_share(value: float | int | None) -> float | int | None:
+    if value is None or (isinstance(value, int) and value >= 0) or 0 < value < 1:
+        return value
+    raise PydanticCustomError("eval_split", "must be a share of rows between 0 and 1, or a number of rows (0: none)")
+
+
+T = TypeVar("T")
+Derived = Annotated[T, WrapValidator(_null_or)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Text], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Layer = Annotated[int, Field(ge=0, le=MAX_LAYER)]
+
+
+class Section(BaseModel):
+    """What all sections share: immutable, no unknown key, no conversion between types, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
