@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunekit.data import formats, sources
 from tunekit.data.render import render_all
-from tunekit.data.rows import Conversation, Text, Tokens
+from tunekit.data.rows import Conversation, Rejected, Tokens
 from tunekit.models import builtin
 from tunekit.models.load import Location, load_model, load_tokenizer, locate
 from tunekit.models.policy import Policy
@@ -38,13 +38,14 @@ PADDED = ("gemma2", "mamba")  # fall back: soft-capped scores; no attention
 OWN_HEAD = ("gemma2",)  # soft-capped logits
 
 
-def conversations() -> list[Conversation | Text]:
-    return formats.convert(sources.read(str(CHAT)), "messages")
+def conversations() -> list[Conversation]:
+    return [row for row in formats.convert(sources.find(str(CHAT)).rows()) if isinstance(row, Conversation)]
 
 
 @lru_cache(maxsize=1)
 def _all_rows() -> tuple[Tokens, ...]:
-    return tuple(render_all(conversations(), load_tokenizer(locate("tiny-random/llama"))))
+    rendered = render_all(conversations(), load_tokenizer(locate("tiny-random/llama")))
+    return tuple(row for rows in rendered if not isinstance(rows, Rejected) for row in rows)
 
 
 def chat_rows(count: int, start: int = 0) -> list[Tokens]:

@@ -11,6 +11,7 @@ bf16 product of a layer's size reaches.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -61,8 +62,9 @@ def read(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any], list[Any]]
 
     location = locate(arguments.model)
     tokenizer = load_tokenizer(location)
-    rows = formats.convert(sources.read(arguments.data))[: BATCH * (arguments.steps + WARM_UP)]
-    return location, tokenizer, rows, render_all(rows, tokenizer)
+    count = BATCH * (arguments.steps + WARM_UP)
+    rows = list(itertools.islice(formats.convert(sources.find(arguments.data).rows()), count))
+    return location, tokenizer, rows, [token_row for made in render_all(rows, tokenizer) for token_row in made]
 
 
 def measured(start: float, tokens: int, loss: float) -> dict[str, float]:

@@ -86,7 +86,7 @@ def test_the_system_prompt_of_training_is_used_unless_another_is_given(
     trained = tmp_path / "run"
     shutil.copytree(run_folder, trained)
     passport = trained / "model" / "tunekit.json"
-    passport.write_text(json.dumps({**json.loads(passport.read_text()), "system": "Be brief."}))
+    passport.write_text(json.dumps({**json.loads(passport.read_text()), "messages": {"system": "Be brief."}}))
     code, out, err = tunekit("chat", str(trained), "--prompt", "Hello", "--max-new-tokens", "8")
     assert code == 0 and "Be brief." in err
     assert out == oracle([said("system", "Be brief."), said("user", "Hello")], 8) + "\n"

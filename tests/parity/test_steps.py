@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from tunekit.data.batch import padded_batch
+from tunekit.data.loader import PlannedLoader
 from tunekit.data.plan import Plan
 from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.train.engine import Engine
@@ -31,8 +32,7 @@ def our_loop(folder: Path, scheduler: str = "cosine") -> tuple[list[dict[str, An
     run = Training(
         policy=policy,
         objective=negative_log_likelihood,
-        rows=ROWS,
-        plan=plan,
+        loader=PlannedLoader(ROWS, plan),
         parameters=parameters,
         optimizer=optimizer,
         learning_rate=make_schedule(scheduler, optimizer, warmup_steps=WARMUP, num_steps=STEPS),

@@ -14,20 +14,23 @@ from pydantic import BaseModel
 from tunekit.recipe.load import load
 from tunekit.recipe.schema import Recipe, Section
 from tunekit.stages import sft
-from tunekit.stages.assemble import find_base, make_policy, read_rows
+from tunekit.stages.assemble import make_policy
+from tunekit.stages.base import find_base
+from tunekit.stages.read import read_rows
 from tunekit.train.engine import Engine
 
 PACKAGE = Path(__file__).parents[2] / "tunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A part imports its own layer and those below it.
-LAYERS = [{"errors", "files", "recipe"}, {"ops", "data"}, {"models", "objectives"}, {"train"}, {"stages"}, {"cli"}]
+LAYERS = [{"errors", "files", "offline", "recipe"}, {"ops", "data"}, {"models", "objectives"}, {"train"}, {"stages"}, {"cli"}]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "accelerate": {"train/engine.py"},
     "peft": {"models/adapters.py", "models/lora.py"},
-    "datasets": {"data/sources.py", "train/metrics.py"},
+    "datasets": {"data/sources/hub.py", "train/metrics.py"},
     "evaluate": {"train/metrics.py"},
     "bitsandbytes": {"train/optim.py"},
+    "pyarrow": {"data/sources/parquet.py", "data/store.py"},
 }
 
 

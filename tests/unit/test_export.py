@@ -40,7 +40,7 @@ def test_a_fresh_process_that_hangs_is_an_error_for_people(monkeypatch: pytest.M
     assert isinstance(folder, Path)
     monkeypatch.setattr(export, "RELOAD_SECONDS", 0.01)
     with pytest.raises(StorageError, match=r"within 0\.01 s"):
-        export.verify_in_fresh_process(folder, {"0": torch.zeros(1)}, torch.float32, torch.device("cpu"))
+        export.verify_in_fresh_process(folder, {"0": torch.zeros(1)}, [], torch.float32, torch.device("cpu"))
 
 
 def test_generation_ends_at_every_id_that_ended_a_trained_turn(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from tokenizers.decoders import Metaspace
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tunekit.data.rows import Prompt
 from tunekit.errors import RecipeError
 from tunekit.models.generate import _Pieces, complete, prompt_ids, stream
 from tunekit.models.serve import load_for_inference
@@ -21,7 +22,7 @@ def loaded() -> Loaded:
 
 def test_a_streamed_answer_is_what_generate_gives(loaded: Loaded) -> None:
     model, tokenizer = loaded
-    ids = prompt_ids(tokenizer, ({"role": "user", "content": "hi"},))
+    ids = prompt_ids(tokenizer, Prompt(({"role": "user", "content": "hi"},), "here"))
     pieces: list[str] = []
     answer = stream(model, tokenizer, ids, pieces.append, max_new_tokens=40)
     expected = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :]
@@ -30,7 +31,8 @@ def test_a_streamed_answer_is_what_generate_gives(loaded: Loaded) -> None:
     assert len(pieces) > 5
     assert answer.num_tokens == len(expected) == 40
     assert not answer.ended and not answer.interrupted
-    batch = complete(model, tokenizer, [({"role": "user", "content": "hi"},)], max_new_tokens=40, batch_size=1)
+    asked = Prompt(({"role": "user", "content": "hi"},), "here")
+    batch = complete(model, tokenizer, [asked], max_new_tokens=40, batch_size=1)
     assert list(batch) == [(0, answer.text, False)]
 
 
@@ -56,7 +58,8 @@ def test_an_answer_that_the_model_ends_says_so_and_has_no_end_mark(loaded: Loade
 def test_a_model_without_an_end_token_goes_on_to_the_limit(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", None)
     assert not stream(*loaded, [72, 105], lambda piece: None, max_new_tokens=3).ended
-    assert [ended for _, _, ended in complete(*loaded, ["Hi"], max_new_tokens=3, batch_size=1)] == [False]
+    completed = complete(*loaded, [Prompt("Hi", "here")], max_new_tokens=3, batch_size=1)
+    assert [ended for _, _, ended in completed] == [False]
 
 
 def test_ctrl_c_keeps_what_was_said(loaded: Loaded) -> None:
@@ -99,8 +102,8 @@ def test_spaces_that_a_tokenizer_drops_at_the_beginning_of_a_text_are_streamed()
 def test_a_template_that_refuses_or_is_absent_is_an_error_for_people() -> None:
     tokenizer = load_for_inference("tiny-random/llama")[1]
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(RecipeError, match="refuses the conversation: System role not supported"):
-        prompt_ids(tokenizer, ({"role": "system", "content": "x"},))
+    with pytest.raises(RecipeError, match="the chat template refuses the messages .system.: System role not supported"):
+        prompt_ids(tokenizer, Prompt(({"role": "system", "content": "x"},), "here"))
     tokenizer.chat_template = None
     with pytest.raises(RecipeError, match=r"no chat template(.|\n)*tunekit generate MODEL --raw"):
-        prompt_ids(tokenizer, ({"role": "user", "content": "x"},))
+        prompt_ids(tokenizer, Prompt(({"role": "user", "content": "x"},), "here"))

@@ -2,13 +2,16 @@
 
 import itertools
 import math
+import time
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunekit.data.plan import MicroBatch, Plan, Step, pack
+from tunekit.data.plan import MicroBatch, Mixture, Plan, Step, mix, pack
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=80).map(tuple)
 
@@ -169,3 +172,72 @@ def test_packing_many_rows_is_linear() -> None:
     lengths = tuple(1 + (i * 7919) % 50 for i in range(20_000))
     packs = pack(range(len(lengths)), lengths, 64)
     assert sum(lengths) / (64 * len(packs)) > 0.95
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> Mixture:
+    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+    parts = np.repeat(np.arange(len(sizes)), sizes)
+    trained = draw(st.lists(st.integers(1, 40), min_size=len(parts), max_size=len(parts)))
+    shares = draw(st.lists(st.floats(0.05, 5), min_size=len(sizes), max_size=len(sizes)))
+    return Mixture(parts, np.array(trained), tuple(shares))
+
+
+@given(mixtures(), st.none() | st.integers(0, 9))
+def test_a_source_of_a_mixture_begins_anew_only_when_all_its_rows_have_come(mixture: Mixture, seed: int | None) -> None:
+    seen = Counter(row for epoch in range(5) for row in mix(mixture, epoch, seed).tolist())
+    for part in range(len(mixture.shares)):
+        times = {seen[row] for row in np.flatnonzero(mixture.parts == part)}
+        assert max(times) - min(times) <= 1
+
+
+@given(mixtures(), st.integers(0, 9))
+def test_a_mixture_has_its_shares_of_trained_tokens_to_within_a_row(mixture: Mixture, seed: int) -> None:
+    total, longest = mixture.trained.sum(), mixture.trained.max()
+    rows = np.concatenate([mix(mixture, epoch, seed) for epoch in range(3)])
+    for part, share in enumerate(mixture.shares):
+        got = mixture.trained[rows][mixture.parts[rows] == part].sum()
+        assert abs(got - 3 * total * share / sum(mixture.shares)) <= longest
+
+
+def test_a_mixture_takes_a_small_source_often_and_a_large_one_in_part() -> None:
+    mixture = Mixture(np.repeat([0, 1], [10, 90]), np.full(100, 7), (1.0, 1.0))
+    made = plan(100, epochs=2.0, mixture=mixture)
+    seen = Counter(rows_of(list(made.steps())))
+    assert {seen[row] for row in range(10)} == {10} and {seen[row] for row in range(10, 100)} == {1, 2}
+    assert made.trained_by_part() == [700, 700]
+    order = rows_of(list(plan(100, sampling="sequential", mixture=mixture).steps()))
+    assert [row < 10 for row in order] == [True, False] * 50, "spread evenly"
+
+
+def test_a_mixture_shuffles_differently_in_each_epoch_and_with_each_seed() -> None:
+    mixture = Mixture(np.zeros(50, np.int64), np.ones(50, np.int64), (1.0,))
+    orders = [tuple(mix(mixture, epoch, seed)) for epoch in range(2) for seed in (1, 2)]
+    assert len(set(orders)) == 4
+
+
+@given(plans(), st.integers(1, 4))
+def test_ranks_share_the_micro_batches_of_one_process_with_as_many(made: Plan, world_size: int) -> None:
+    whole = replace(made, accumulation=made.accumulation * world_size)
+    ranks = [list(replace(made, rank=rank, world_size=world_size).steps()) for rank in range(world_size)]
+    for step, *parts in zip(whole.steps(), *ranks, strict=True):
+        assert all(part[:2] == step[:2] for part in parts)
+        dealt = [batch for turn in itertools.zip_longest(*(part[2] for part in parts)) for batch in turn if batch]
+        assert tuple(dealt) == step[2]
+
+
+@given(plans(), st.booleans())
+def test_the_longest_micro_batch_is_the_one_found_by_looking_at_all(made: Plan, padded: bool) -> None:
+    def size(batch: MicroBatch) -> int:
+        lengths = [made.lengths[row] for row in batch]
+        return len(lengths) * max(lengths) if padded else sum(lengths)
+
+    assert size(made.longest(padded)) == max(size(batch) for _, _, step in made.steps() for batch in step)
+
+
+def test_a_million_rows_are_planned_and_packed_in_seconds() -> None:
+    lengths = np.random.default_rng(0).integers(10, 2000, 1_000_000)
+    made = replace(plan(1), lengths=lengths, batch_size=4, accumulation=4, pack_to=4096)
+    started = time.process_time()
+    assert made.num_steps > 10_000 and made.longest(padded=False)
+    assert time.process_time() - started < 20

@@ -1,123 +1,166 @@
-"""The held-out part, the rules for over-long rows, the figures and the fingerprint."""
+"""The held-out part, the rules for rejected and over-long rows, the figures and the fingerprint."""
 
-import copy
+import json
 import logging
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from tunekit.data.prepare import fingerprint, prepare, split
-from tunekit.data.rows import Conversation, Text, Tokens
+from tests.stores import store_of, token_row
+from tunekit.data.prepare import Rows, all_rows, check_overlong, check_rejected, fingerprint, prepare, split
+from tunekit.data.rows import Rejected, Tokens
+from tunekit.data.store import Store
 from tunekit.errors import DataError
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """One token a byte, so that lengths can be read off the rows."""
-    vocab = {piece: i for i, piece in enumerate(["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    byte_level = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=byte_level, eos_token="</s>")
-    fast.chat_template = "{% for m in messages %}{{ m.role[0] + m.content + eos_token }}{% endfor %}"
-    return fast
+def row(prompt: int, answer: int, line: int) -> list[Tokens]:
+    """`prompt` tokens that are given and `answer` tokens that are trained."""
+    ids = np.arange(prompt + answer) + 1000 * line
+    return [token_row(ids, ids - 1000 * line >= prompt, f"a.jsonl:{line}")]  # type: ignore[arg-type]
 
 
-def text(prompt: int, completion: int, line: int = 1) -> Text:
-    """A row of `prompt` + `completion` + 1 (EOS) tokens."""
-    return Text("p" * prompt, "c" * completion, f"a.jsonl:{line}")
+LINES = [row(5, 5, 1), row(5, 15, 2), row(25, 5, 3)]  # 10, 20 and 30 tokens
 
 
-def tokens(ids: list[int], trained: list[bool]) -> Tokens:
-    return Tokens(np.array(ids, np.int32), np.array(trained, bool), "a.jsonl:1")
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return store_of(tmp_path / "s", LINES)
 
 
-ROWS = [text(5, 4, 1), text(5, 14, 2), text(25, 4, 3)]  # 10, 20 and 30 tokens
+def rejects(tmp_path: Path, good: int, bad: int) -> Store:
+    lines = [Rejected(f"a.jsonl:{i}", f"reason {i}", {"n": i}, "Correct it.") for i in range(bad)]
+    return store_of(tmp_path / f"{good}-{bad}", [*lines, *([row(2, 2, 1)] * good)])
 
 
-@pytest.mark.parametrize("loss_on", ["assistant", "all"])
-def test_the_ids_that_end_answers_are_known(tokenizer: Any, loss_on: str) -> None:
-    """As in base models: the template ends a turn with a special token that is not the tokenizer's eos_token."""
-    chatty = copy.deepcopy(tokenizer)
-    chatty.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    chatty.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    messages = tuple({"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant"))
-    end, eos = chatty.convert_tokens_to_ids("<|im_end|>"), chatty.eos_token_id
-    chat = Conversation(messages, "a:1")
-    assert prepare([chat], chatty, max_length=99, loss_on=loss_on).terminators == {end}
-    prepared = prepare([chat, text(5, 4)], chatty, max_length=30, loss_on=loss_on, overlong="truncate")
-    assert prepared.terminators == {end, eos}
-
-
-def test_the_summary_counts_rows_tokens_and_lengths(tokenizer: Any) -> None:
-    summary = prepare(ROWS, tokenizer, max_length=30).summary
-    assert (summary.rows, summary.tokens, summary.trained) == (3, 60, 5 + 15 + 5)
+def test_the_summary_counts_rows_tokens_and_lengths(store: Store) -> None:
+    summary = prepare(all_rows([store], 30), "error").summary
+    assert (summary.rows, summary.tokens, summary.trained) == (3, 60, 25)
     assert summary.trained_share == 25 / 60
     assert summary.lengths == {"min": 10, "median": 20, "p90": 30, "p99": 30, "max": 30}
     assert (summary.overlong, summary.dropped, summary.truncated, summary.answers_cut) == (0, 0, 0, 0)
 
 
-def test_overlong_rows_are_an_error_that_names_them_and_both_fixes(tokenizer: Any) -> None:
+def test_overlong_rows_are_an_error_that_names_them_and_both_fixes(store: Store) -> None:
     with pytest.raises(DataError) as caught:
-        prepare(ROWS, tokenizer, max_length=15)
+        check_overlong(all_rows([store], 15), "error")
     message = str(caught.value)
-    assert "2 of 3 rows are over data.max_length: 15" in message
+    assert "2 of 3 rows (66.7%) are over data.max_length: 15; cut there, 2 would lose part of an answer" in message
     assert "a.jsonl:2: 20 tokens" in message and "a.jsonl:3: 30 tokens" in message
     assert "data.max_length: 30" in message and "drop or truncate" in message
+    for rule in ("drop", "truncate"):
+        check_overlong(all_rows([store], 15), rule)
 
 
-def test_overlong_rows_are_dropped_and_counted_aloud(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("long", "accepted"), [(1, True), (2, False)])
+def test_overlong_rows_are_an_error_above_one_percent_and_dropped_aloud_below(
+    tmp_path: Path, long: int, accepted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = all_rows([store_of(tmp_path / "s", [row(5, 15, 1)] * long + [row(5, 5, 2)] * (100 - long))], 15)
+    if not accepted:
+        with pytest.raises(DataError, match=r"2 of 100 rows \(2\.0%\)"):
+            check_overlong(rows, "error")
+        return
+    check_overlong(rows, "error")
     with caplog.at_level(logging.INFO, logger="tunekit"):
-        prepared = prepare(ROWS, tokenizer, max_length=15, overlong="drop")
-    assert [row.source for row in prepared.tokens] == ["a.jsonl:1"]
+        prepared = prepare(rows, "error")
+    assert (prepared.summary.rows, prepared.summary.dropped) == (99, 1) and "1 dropped" in caplog.text
+
+
+def test_overlong_rows_are_dropped_and_counted_aloud(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="tunekit"):
+        prepared = prepare(all_rows([store], 15), "drop")
+    assert [each.source for each in prepared.tokens] == ["a.jsonl:1"]
     assert (prepared.summary.overlong, prepared.summary.dropped, prepared.summary.truncated) == (2, 2, 0)
     assert "2 rows over max_length" in caplog.text and "2 dropped" in caplog.text
 
 
-def test_overlong_rows_are_cut_at_the_end_and_dropped_where_no_answer_is_left(tokenizer: Any) -> None:
-    prepared = prepare(ROWS, tokenizer, max_length=15, overlong="truncate")
-    assert [(row.source, len(row.ids), int(row.trained.sum())) for row in prepared.tokens] == [
+def test_overlong_rows_are_cut_at_the_end_and_dropped_where_no_answer_is_left(store: Store) -> None:
+    prepared = prepare(all_rows([store], 15), "truncate")
+    assert [(each.source, len(each.ids), int(each.trained.sum())) for each in prepared.tokens] == [
         ("a.jsonl:1", 10, 5),
         ("a.jsonl:2", 15, 10),
     ]
+    assert prepared.tokens.lengths.tolist() == [10, 15] and prepared.tokens.trained.tolist() == [5, 10]
     summary = prepared.summary
     assert (summary.rows, summary.tokens, summary.overlong) == (2, 25, 2)
     assert (summary.truncated, summary.dropped, summary.answers_cut) == (2, 1, 2)
     assert summary.lengths["max"] == 30
 
 
-def test_a_cut_that_takes_no_trained_token_is_no_cut_answer(tokenizer: Any) -> None:
-    messages = (
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "a"},
-        {"role": "user", "content": "x" * 9},
-    )
-    summary = prepare([Conversation(messages, "a:1")], tokenizer, max_length=8, overlong="truncate").summary
+def test_a_cut_that_takes_no_trained_token_is_no_cut_answer(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "s", [[token_row(range(20), [0, 1] + [0] * 18)]])
+    summary = prepare(all_rows([store], 8), "truncate").summary
     assert (summary.truncated, summary.answers_cut, summary.dropped) == (1, 0, 0)
 
 
-def test_rows_without_a_trained_token_are_named(tokenizer: Any) -> None:
-    silent = Conversation(
-        ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": False}), "a:2"
-    )
-    with pytest.raises(DataError, match=r"1 of 2 rows have no trained token under data.loss_on: assistant:\n  a:2"):
-        prepare([text(1, 1), silent], tokenizer, max_length=100)
-
-
-@pytest.mark.parametrize("overlong", ["drop", "truncate"])
-def test_nothing_left_is_an_error(tokenizer: Any, overlong: str) -> None:
+@pytest.mark.parametrize("overlong", ["error", "drop", "truncate"])
+def test_nothing_left_is_an_error(store: Store, tmp_path: Path, overlong: str) -> None:
     with pytest.raises(DataError, match="none of 3 rows is left"):
-        prepare(ROWS, tokenizer, max_length=3, overlong=overlong)
-    with pytest.raises(DataError, match="no rows"):
-        prepare([], tokenizer, max_length=3, overlong=overlong)
+        prepare(all_rows([store], 3), overlong)
+    with pytest.raises(DataError, match=r"a\.jsonl: no row to train on"):
+        all_rows([store_of(tmp_path / "empty", [])], 3)
+
+
+def test_of_a_pair_both_answers_are_kept_or_neither(tmp_path: Path) -> None:
+    pairs = [[*row(2, 3, 1), *row(2, 4, 1)], [*row(2, 3, 2), *row(2, 40, 2)], [*row(2, 40, 3), *row(2, 3, 3)]]
+    rows = all_rows([store_of(tmp_path / "s", pairs, kind="pairs")], 20)
+    assert [each.source for each in prepare(rows, "drop").tokens] == ["a.jsonl:1"] * 2
+    assert [len(each.ids) for each in prepare(rows, "truncate").tokens] == [5, 6, 5, 20, 20, 5]
+
+
+def test_sources_of_different_kinds_do_not_mix(tmp_path: Path) -> None:
+    stores = [
+        store_of(tmp_path / kind, LINES, kind=kind, name=f"{kind}.jsonl") for kind in ("conversations", "prompts")
+    ]
+    with pytest.raises(DataError, match=r"conversations \(conversations\.jsonl\), prompts \(prompts\.jsonl\)"):
+        all_rows(stores, 99)
+
+
+def test_rows_of_several_stores_know_their_source_and_item(tmp_path: Path) -> None:
+    first, second = (store_of(tmp_path / name, LINES, name=name) for name in ("x", "y"))
+    rows = all_rows([first, second], 99)
+    assert [each.part for each in rows] == [0, 0, 0, 1, 1, 1] and len(set(rows.items.tolist())) == 6
+    some = rows.some(np.array([4, 1]))
+    assert [each.part for each in some] == [1, 0] and some.lengths.tolist() == [20, 20]
+    assert some.row(0).completion == "text 1"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "limit", "accepted"),
+    [
+        *((9, 1, 0, False), (9, 1, 1, True), (9, 2, 1, False), (8, 2, 0.2, True), (8, 2, 0.19, False)),
+        (9, 0, 0, True),
+    ],
+)
+def test_rejected_rows_are_accepted_up_to_a_number_or_a_share(
+    tmp_path: Path, good: int, bad: int, limit: float, accepted: bool
+) -> None:
+    stores = [rejects(tmp_path, good, bad)]
+    if accepted:
+        assert check_rejected(stores, limit) == bad
+        return
+    with pytest.raises(DataError) as caught:
+        check_rejected(stores, limit)
+    message = str(caught.value)
+    assert f"{bad} of {good + bad} rows cannot be used" in message and "a.jsonl:0: reason 0" in message
+    assert "Correct it." in message and "data.max_rejected" in message
+
+
+def test_rejected_rows_are_written_with_place_reason_and_content_also_when_they_are_too_many(tmp_path: Path) -> None:
+    file = tmp_path / "rejected.jsonl"
+    with pytest.raises(DataError, match="and 2 more"):
+        check_rejected([rejects(tmp_path, 3, 7)], 2, file)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(each["source"], each["reason"], each["row"]) for each in lines] == [
+        (f"a.jsonl:{i}", f"reason {i}", {"n": i}) for i in range(7)
+    ]
+
+
+def items(count: int) -> np.ndarray:
+    return np.arange(count)
 
 
 @pytest.mark.parametrize(
@@ -128,38 +171,45 @@ def test_nothing_left_is_an_error(tokenizer: Any, overlong: str) -> None:
     ],
 )
 def test_the_size_of_the_held_out_part(rows: int, eval_split: float | int | None, held_out: int) -> None:
-    assert [len(part) for part in split(range(rows), eval_split, 1)] == [rows - held_out, held_out]
+    assert split(items(rows), eval_split, 1).sum() == held_out
 
 
 @pytest.mark.parametrize(("rows", "eval_split"), [(10, 10), (10, 11), (2, 0.9)])
 def test_holding_out_everything_is_an_error(rows: int, eval_split: float | int) -> None:
     with pytest.raises(DataError, match="eval_split"):
-        split(range(rows), eval_split, 1)
+        split(items(rows), eval_split, 1)
 
 
-@given(rows=st.integers(2, 300), seed=st.integers(0, 2**32))
-def test_a_split_is_a_partition_in_order_and_depends_on_the_seed_alone(rows: int, seed: int) -> None:
-    train, held_out = split(range(rows), None, seed)
-    assert sorted(train + held_out) == list(range(rows))
-    assert train == sorted(train) and held_out == sorted(held_out)
-    assert split(range(rows), None, seed) == (train, held_out)
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=200), st.integers(0, 2**32))
+def test_a_split_keeps_the_rows_of_an_item_together_and_depends_on_the_seed_alone(sizes: list[int], seed: int) -> None:
+    each = np.repeat(np.arange(len(sizes)), sizes)
+    mask = split(each, None, seed)
+    assert not set(each[mask]) & set(each[~mask])
+    assert len(set(each[mask])) == min(100, max(1, round(len(sizes) * 0.1)))
+    assert (split(each, None, seed) == mask).all()
 
 
 def test_another_seed_holds_out_other_rows() -> None:
-    assert split(range(1000), None, 1)[1] != split(range(1000), None, 2)[1]
+    assert (split(items(1000), None, 1) != split(items(1000), None, 2)).any()
+
+
+def test_rows_are_a_sequence_of_their_cut_tokens(store: Store) -> None:
+    rows = all_rows([store], 15)
+    assert isinstance(rows, Rows) and [len(each.ids) for each in rows[:2]] == [10, 15]
+    assert len(rows.whole(2).ids) == 30
 
 
 def test_the_fingerprint_sees_ids_masks_order_and_borders_and_nothing_else() -> None:
-    base = [tokens([1, 2], [False, True]), tokens([3], [True])]
+    base = [token_row([1, 2], [False, True]), token_row([3], [True])]
     others = [
-        [tokens([1, 9], [False, True]), tokens([3], [True])],
-        [tokens([1, 2], [True, True]), tokens([3], [True])],
+        [token_row([1, 9], [False, True]), token_row([3], [True])],
+        [token_row([1, 2], [True, True]), token_row([3], [True])],
         base[::-1],
-        [tokens([1], [False]), tokens([2, 3], [True, True])],
+        [token_row([1], [False]), token_row([2, 3], [True, True])],
         base[:1],
     ]
     assert len({fingerprint(rows) for rows in [base, *others]}) == 6
-    zero, zeros = tokens([0], [False]), tokens([0, 0], [False, False])
+    zero, zeros = token_row([0], [False]), token_row([0, 0], [False, False])
     assert fingerprint([zero, zeros]) != fingerprint([zeros, zero])
     moved = [Tokens(row.ids, row.trained, "elsewhere:9") for row in base]
     assert fingerprint(moved) == fingerprint(base)

@@ -1,99 +1,49 @@
-"""Ids and masks against several families of chat templates, on byte-level tokenizers built here."""
+"""Ids and masks against several families of chat templates, on byte-level tokenizers built for it."""
 
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from tunekit.data.render import render, render_all
-from tunekit.data.rows import Conversation, Text, Tokens
+from tests.chats import (
+    CHANNELS,
+    CHATML,
+    ENDING,
+    GEMMA,
+    LLAMA3,
+    MARKED,
+    MISTRAL,
+    SMOLLM,
+    THINKING,
+    TOOLS,
+    TOOLS_TEMPLATE,
+    assistant,
+    call,
+    chat,
+    one,
+    parts,
+    rejection,
+    row,
+    system,
+    tokenizer,
+    tool,
+    trained,
+    trained_runs,
+    user,
+)
+from tunekit.data.render import render_all, serving_examples
+from tunekit.data.rows import Conversation, Rejected, Text
 from tunekit.errors import DataError
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-# SmolLM2: a default system message where the conversation has none.
-SMOLLM = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}{% endif %}" + CHATML
-LLAMA3 = (
-    "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n'"
-    " + m.content | trim + '<end_of_turn>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
-)
-MARKED = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
-    "{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-# Qwen3: the reasoning of all turns but the last is stripped.
-THINKING = (
-    "{% for m in messages %}{% set c = m.content if loop.last else m.content.split('</think>')[-1] %}"
-    "{{ '<|im_start|>' + m.role + '\\n' + c + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 ENDLESS = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-SPECIAL += ["<start_of_turn>", "<end_of_turn>"]
-# " answer" is one token and so are two line breaks; everything else is one token a byte.
-MERGES = [("Ġ", "a"), ("Ġa", "n"), ("Ġan", "s"), ("Ġans", "w"), ("Ġansw", "e"), ("Ġanswe", "r"), ("Ċ", "Ċ")]
-
-
-def tokenizer(template: str | None, *, trim_offsets: bool = False, adds: str = "", **tokens: str) -> Any:
-    """A byte-level BPE with `MERGES`; `adds` names what it puts around raw text ("<s>", "<s></s>")."""
-    pieces = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
-    bpe = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=MERGES))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_special_tokens(["<s>", "</s>"])
-    bpe.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
-    if adds:
-        ids = [(token, bpe.token_to_id(token)) for token in ("<s>", "</s>")]
-        single = "<s> $A </s>" if "</s>" in adds else "<s> $A"
-        bpe.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
-    names = {"bos_token": "<s>", "eos_token": "</s>", **tokens}
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, extra_special_tokens=SPECIAL, **names)
-    fast.chat_template = template
-    return fast
-
-
-def chat(*contents: str, **marks: bool) -> Conversation:
-    """User and assistant in turn; `m1=False` marks message 1 as not to be trained."""
-    roles = ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
-    for key, train in marks.items():
-        messages[int(key[1:])]["train"] = train  # type: ignore[assignment]
-    return Conversation(tuple(messages), "a.jsonl:1")
-
-
-def trained(tokens: Tokens, tok: Any) -> str:
-    return str(tok.decode(tokens.ids[tokens.trained]))
-
-
-def error_of(row: Conversation | Text, tok: Any, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        render(row, tok, **options)
-    assert "a.jsonl:1" in caught.value.message
-    return str(caught.value)
-
-
 TALK = chat("hello", "an answer", "one", "two three")
 FAMILIES = {
     "chatml": (CHATML, "<|im_end|>", ""),
@@ -103,13 +53,14 @@ FAMILIES = {
     "gemma": (GEMMA, "<end_of_turn>", ""),
     "marked": (MARKED, "<|im_end|>", ""),
 }
+THOUGHTS = chat("hello", "<think>one</think>two", "hello", "<think>one</think>three")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_answer_and_its_terminator_is_trained_and_nothing_else(family: str) -> None:
     template, end, space = FAMILIES[family]
     tok = tokenizer(template)
-    tokens = render(TALK, tok)
+    tokens = one(TALK, tok)
     assert trained(tokens, tok) == f"{space}an answer{end}{space}two three{end}"
     whole = tok.apply_chat_template(list(TALK.messages), tokenize=True, return_dict=True)
     assert tokens.ids.tolist() == whole["input_ids"]
@@ -119,17 +70,24 @@ def test_every_answer_and_its_terminator_is_trained_and_nothing_else(family: str
 def test_the_mask_is_the_one_that_generation_markers_give() -> None:
     tok = tokenizer(MARKED)
     marked = tok.apply_chat_template(list(TALK.messages), return_dict=True, return_assistant_tokens_mask=True)
-    assert render(TALK, tok).trained.tolist() == [bool(x) for x in marked["assistant_masks"]]
+    assert one(TALK, tok).trained.tolist() == [bool(x) for x in marked["assistant_masks"]]
 
 
 def test_the_line_break_after_the_terminator_is_not_trained() -> None:
     tok = tokenizer(CHATML)
-    tokens = render(TALK, tok)
+    tokens = one(TALK, tok)
     assert tok.decode(tokens.ids[-2:]) == "<|im_end|>\n" and tokens.trained[-2:].tolist() == [True, False]
 
 
+def test_an_eos_that_ends_the_document_and_not_the_turn_is_not_trained() -> None:
+    tok = tokenizer(ENDING)
+    tokens = one(TALK, tok)
+    assert tok.decode(tokens.ids).endswith("two three<|im_end|>\n</s>")
+    assert trained(tokens, tok) == "an answer<|im_end|>two three<|im_end|>"
+
+
 @pytest.mark.parametrize(
-    ("loss_on", "row", "expected"),
+    ("loss_on", "given", "expected"),
     [
         ("assistant", TALK, "an answer<|im_end|>two three<|im_end|>"),
         ("last", TALK, "two three<|im_end|>"),
@@ -144,16 +102,17 @@ def test_the_line_break_after_the_terminator_is_not_trained() -> None:
         ),
     ],
 )
-def test_loss_on_and_train_false_choose_the_turns(loss_on: str, row: Conversation, expected: str) -> None:
+def test_loss_on_and_train_false_choose_the_turns(loss_on: str, given: Conversation, expected: str) -> None:
     for template in (CHATML, MARKED):
         tok = tokenizer(template)
-        assert trained(render(row, tok, loss_on=loss_on), tok) == expected
+        assert trained(one(given, tok, loss_on=loss_on), tok) == expected
 
 
 def test_all_trains_every_token_but_the_first_and_turns_marked_false() -> None:
     tok = tokenizer(CHATML)
-    assert render(TALK, tok, loss_on="all").trained.tolist() == [False] + [True] * (len(render(TALK, tok).ids) - 1)
-    tokens = render(chat("hello", "an answer", "one", "two three", m1=False), tok, loss_on="all")
+    tokens = one(TALK, tok, loss_on="all")
+    assert tokens.trained.tolist() == [False] + [True] * (len(tokens.ids) - 1)
+    tokens = one(chat("hello", "an answer", "one", "two three", m1=False), tok, loss_on="all")
     assert "an answer" not in trained(tokens, tok) and "two three" in trained(tokens, tok)
 
 
@@ -162,83 +121,361 @@ def test_pad_equal_to_eos_changes_nothing() -> None:
         tokenizer(CHATML, eos_token="<|im_end|>"),
         tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>"),
     )
-    assert render(TALK, plain).trained.tolist() == render(TALK, padded).trained.tolist()
+    assert one(TALK, plain).trained.tolist() == one(TALK, padded).trained.tolist()
 
 
 def test_a_template_that_writes_bos_gets_no_second_one() -> None:
     tok = tokenizer(LLAMA3, adds="<s>")
-    tokens = render(TALK, tok)
+    tokens = one(TALK, tok)
     assert tokens.ids.tolist().count(tok.bos_token_id) == 1 and tokens.ids[0] == tok.bos_token_id
 
 
-def test_the_system_message_is_put_before_rows_that_have_none() -> None:
+OWN = row(system("Mine."), *TALK.messages)
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt", "given", "expected"),
+    [
+        ("keep", "Be brief.", TALK, "Be brief."),
+        ("keep", "Be brief.", OWN, "Mine."),
+        ("keep", None, OWN, "Mine."),
+        ("replace", "Be brief.", TALK, "Be brief."),
+        ("replace", "Be brief.", OWN, "Be brief."),
+        ("drop", None, OWN, None),
+        ("drop", "Be brief.", TALK, None),
+    ],
+)
+def test_the_system_message_is_kept_replaced_or_dropped(
+    mode: str, prompt: str | None, given: Conversation, expected: str | None
+) -> None:
     tok = tokenizer(CHATML)
-    assert tok.decode(render(TALK, tok, system="Be brief.").ids).startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    own = Conversation(({"role": "system", "content": "Mine."}, *TALK.messages), "a.jsonl:1")
-    assert "Be brief." not in tok.decode(render(own, tok, system="Be brief.").ids)
+    tokens = one(given, tok, system=prompt, system_mode=mode)
+    begin = f"<|im_start|>system\n{expected}<|im_end|>\n" if expected else ""
+    assert tok.decode(tokens.ids).startswith(f"{begin}<|im_start|>user\nhello")
+    assert trained(tokens, tok) == "an answer<|im_end|>two three<|im_end|>"
 
 
-def test_a_template_that_refuses_the_messages_is_named_with_the_row() -> None:
-    message = error_of(TALK, tokenizer(GEMMA), system="Be brief.")
+def test_a_template_that_refuses_the_messages_rejects_that_row_alone() -> None:
+    message = rejection(TALK, tokenizer(GEMMA), system="Be brief.")
     assert "System role not supported" in message and "data.system" in message
-    rows = [chat("hello", "one"), Conversation(({"role": "user"}, {"role": "assistant", "content": "x"}), "a.jsonl:2")]
-    with pytest.raises(DataError, match="jsonl:2"):
-        render_all(rows, tokenizer(CHATML))
+    rows = [chat("hello", "one"), Conversation(({"role": "user"}, assistant("x")), "a.jsonl:2"), TALK]
+    good, bad, other = render_all(rows, tokenizer(CHATML))
+    assert isinstance(bad, Rejected) and bad.source == "a.jsonl:2"
+    assert bad.row == {"messages": ({"role": "user"}, assistant("x"))}
+    assert not isinstance(good, Rejected) and not isinstance(other, Rejected)
 
 
-def test_a_template_that_strips_reasoning_from_history_is_refused_but_for_the_last_turn() -> None:
-    tok = tokenizer(THINKING)
-    row = chat("hello", "<think>one</think>two", "hello", "<think>one</think>three")
-    message = error_of(row, tok)
-    assert "message 1 (assistant)" in message and "loss_on: last" in message
-    assert "alone: " in message and "<think>one" in message
-    assert trained(render(row, tok, loss_on="last"), tok) == "<think>one</think>three<|im_end|>"
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([], "no messages"),
+        (["hello"], "message 0 is not an object with a role"),
+        ([{"content": "x"}], "message 0 is not an object with a role"),
+        ([user("x"), {"role": "assistant", "content": ["x"]}], "message 1 (assistant): content must be a string"),
+        ([user("x"), assistant("y", tool_calls={})], "tool_calls must be a list"),
+        ([user("x"), assistant("y", tool_calls=[{"function": {}}])], "a tool call must be"),
+        ([user("x"), assistant("y", tool_calls=[call("f", "[1]")])], "arguments of its call of f are not a JSON"),
+        ([user("x"), assistant("y", tool_calls=[call("f", "{oops")])], "arguments of its call of f are not a JSON"),
+        ([user("\ud800"), assistant("y")], "surrogate"),
+        ([assistant("y")], "refuses the messages"),
+    ],
+)
+def test_messages_that_are_no_conversation_reject_the_row(messages: list[Any], expected: str) -> None:
+    assert expected in rejection(Conversation(tuple(messages), "a.jsonl:1"), tokenizer(TOOLS_TEMPLATE))
 
 
-def test_a_template_that_drops_part_of_an_answer_is_refused() -> None:
-    dropping = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
-    assert "does not render its content" in error_of(chat("hello", "<think>one</think>two"), tokenizer(dropping))
-    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}
-    row = Conversation(({"role": "user", "content": "rain?"}, call), "a.jsonl:1")
-    assert "tool_calls" in error_of(row, tokenizer(CHATML))
-    reasoned = {"role": "assistant", "content": "no", "reasoning_content": "clear sky"}
-    row = Conversation(({"role": "user", "content": "rain?"}, reasoned), "a.jsonl:1")
-    assert "reasoning_content" in error_of(row, tokenizer(CHATML))
+def test_messages_that_the_template_leaves_out_reject_the_row() -> None:
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
+    given = row(user("rain?"), assistant("I look."), tool("wet"), assistant("yes"))
+    message = rejection(given, tokenizer(silent))
+    assert "message 2 (tool)" in message and "leaves out" in message and "'wet'" in message
 
 
-def test_a_template_without_a_terminator_is_refused() -> None:
-    message = error_of(TALK, tokenizer(ENDLESS))
-    assert "message 1 (assistant)" in message and "terminator" in message and "data.chat_template" in message
+# Tools.
 
 
-def test_a_tokenizer_without_a_template_is_refused_for_conversations_only() -> None:
-    tok = tokenizer(None)
-    assert "data.chat_template: path.jinja" in error_of(TALK, tok)
-    assert trained(render(Text("one ", "two", "a.jsonl:1"), tok), tok) == "two</s>"
-
-
-def test_markers_that_disagree_are_refused() -> None:
-    beside = MARKED.replace("{% generation %}{{ m.content", "{{ m.content }}{% generation %}{{ ''")
-    assert "disagree" in error_of(TALK, tokenizer(beside))
-    questions = MARKED.replace("m.role == 'assistant'", "true")
-    assert "on the token 'h'" in error_of(chat("hello", "one"), tokenizer(questions))
-
-
-def test_markers_may_leave_out_the_terminator() -> None:
-    tok = tokenizer(
-        MARKED.replace(
-            "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
-        )
+def test_tools_are_rendered_and_what_the_assistant_calls_is_trained_but_not_the_results() -> None:
+    tok = tokenizer(TOOLS_TEMPLATE)
+    calls = [call("weather", '{"city": "Rome"}'), call("weather", '{"city": "Oslo"}')]
+    given = row(
+        user("rain?"), assistant("wait", tool_calls=calls), tool("dry"), tool("wet"), assistant("no"), tools=TOOLS
     )
-    assert trained(render(chat("hello", "one"), tok), tok) == "one<|im_end|>"
+    tokens = one(given, tok)
+    assert trained_runs(tokens, tok) == [
+        'wait<tool_call>weather{"city": "Rome"}</tool_call><tool_call>weather{"city": "Oslo"}</tool_call><|im_end|>',
+        "no<|im_end|>",
+    ]
+    assert "What the weather is." in tok.decode(tokens.ids)
 
 
-def test_a_slow_tokenizer_is_refused() -> None:
+def test_a_call_without_content_is_trained() -> None:
+    tok = tokenizer(TOOLS_TEMPLATE)
+    silent = {"role": "assistant", "tool_calls": [call("now", "")]}
+    assert trained(one(row(user("time?"), silent), tok), tok) == "<tool_call>now{}</tool_call><|im_end|>"
+
+
+def test_rows_with_other_tools_do_not_mix() -> None:
+    tok = tokenizer(TOOLS_TEMPLATE)
+    others = TOOLS.replace("weather", "traffic")
+    rows = [row(user("q"), assistant("a"), tools=tools) for tools in (TOOLS, None, others, TOOLS)]
+    texts = [tok.decode(tokens.ids) for rendered in render_all(rows, tok) for tokens in rendered]  # type: ignore[union-attr]
+    assert [("weather" in text, "traffic" in text) for text in texts] == [
+        (True, False),
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_tools_that_the_template_ignores_reject_the_row() -> None:
+    message = rejection(row(user("q"), assistant("a"), tools=TOOLS), tokenizer(CHATML))
+    assert "does not render tools" in message and "data.chat_template" in message
+
+
+@pytest.mark.parametrize("tools", ["", "{}", "[]", '["f"]', "[" * 5000])
+def test_tools_that_are_no_list_of_schemas_reject_the_row(tools: str) -> None:
+    assert "tools must be a list" in rejection(row(user("q"), assistant("a"), tools=tools), tokenizer(TOOLS_TEMPLATE))
+
+
+def test_a_template_that_wants_arguments_as_text_gets_them_as_text() -> None:
+    # DeepSeek: `+ arguments +`, and content is always there.
+    template = TOOLS_TEMPLATE.replace("call.function.arguments | tojson", "call.function.arguments").replace(
+        "(m.content or '')", "m.content"
+    )
+    tok = tokenizer(template)
+    silent = {"role": "assistant", "content": None, "tool_calls": [call("weather", '{"city":  "Köln"}')]}
+    given = row(user("rain?"), silent, tool("dry"), assistant("no"))
+    assert trained(one(given, tok), tok) == '<tool_call>weather{"city": "Köln"}</tool_call><|im_end|>no<|im_end|>'
+
+
+def test_calls_that_the_template_drops_reject_the_row() -> None:
+    calls = [call("weather", '{"city": "Rome"}'), call("weather", '{"city": "Oslo"}')]
+    given = row(user("rain?"), assistant("", tool_calls=calls))
+    assert "all of its 2 tool calls" in rejection(given, tokenizer(CHATML))
+    first = TOOLS_TEMPLATE.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+    assert "all of its 2 tool calls" in rejection(given, tokenizer(first))
+    nameless = TOOLS_TEMPLATE.replace("call.function.arguments | tojson", "''")
+    message = rejection(row(user("rain?"), assistant("", tool_calls=calls[:1])), tokenizer(nameless))
+    assert "does not render its tool_calls as written" in message
+
+
+# Reasoning.
+
+
+def test_a_turn_that_the_template_renders_differently_later_is_trained_in_a_row_of_its_own() -> None:
+    tok = tokenizer(THINKING)
+    notes: Counter[str] = Counter()
+    first, whole = parts(THOUGHTS, tok, notes=notes)
+    assert first.source == "a.jsonl:1 (message 1)" and whole.source == "a.jsonl:1"
+    assert trained(first, tok) == "<think>one</think>two<|im_end|>"
+    assert trained(whole, tok) == "<think>one</think>three<|im_end|>"
+    assert tok.decode(first.ids) == tok.apply_chat_template(list(THOUGHTS.messages[:2]), tokenize=False)
+    assert "two<|im_end|>" in tok.decode(whole.ids) and "<think>one</think>two" not in tok.decode(whole.ids)
+    assert list(notes.values()) == [1] and "rows of their own" in next(iter(notes))
+    assert trained(one(THOUGHTS, tok, loss_on="last"), tok) == "<think>one</think>three<|im_end|>"
+
+
+def test_messages_keep_the_numbers_of_the_file_when_the_system_message_changes() -> None:
+    tok = tokenizer(THINKING)
+    with_system = row(system("Mine."), *THOUGHTS.messages)
+    for given, options, number in (
+        (THOUGHTS, {"system": "Be brief."}, 1),
+        (with_system, {"system_mode": "drop"}, 2),
+        (with_system, {"system": "Be brief.", "system_mode": "replace"}, 2),
+    ):
+        assert parts(given, tok, **options)[0].source == f"a.jsonl:1 (message {number})"
+
+
+def test_turns_that_stay_the_same_share_the_row_of_the_whole() -> None:
+    tok = tokenizer(THINKING)
+    given = chat("hello", "one", "hello", "<think>x</think>two", "hello", "three")
+    own, whole = parts(given, tok)
+    assert own.source.endswith("(message 3)") and trained(own, tok) == "<think>x</think>two<|im_end|>"
+    assert trained_runs(whole, tok) == ["one<|im_end|>", "three<|im_end|>"]
+
+
+def test_reasoning_template_trains_the_turns_as_the_whole_has_them() -> None:
+    tok = tokenizer(THINKING)
+    notes: Counter[str] = Counter()
+    tokens = one(THOUGHTS, tok, reasoning="template", notes=notes)
+    assert trained_runs(tokens, tok) == ["two<|im_end|>", "<think>one</think>three<|im_end|>"]
+    assert list(notes.values()) == [1] and "without their reasoning" in next(iter(notes))
+
+
+@pytest.mark.parametrize("reasoned", [False, True])
+def test_reasoning_template_finds_the_end_of_a_turn_that_another_token_ends_later(reasoned: bool) -> None:
+    tok = tokenizer(CHANNELS)
+    more = {"thinking": "hm"} if reasoned else {}
+    given = row(user("hello"), assistant("one ", **more), user("again"), assistant("two", **more))
+    think = " think\nhm<|im_end|><|im_start|>assistant" if reasoned else ""
+    own, whole = parts(given, tok)
+    assert trained(own, tok) == f"{think} say\none <|return|>" and trained(whole, tok) == f"{think} say\ntwo<|return|>"
+    tokens = one(given, tok, reasoning="template")
+    assert trained_runs(tokens, tok) == [" say\none <|im_end|>", f"{think} say\ntwo<|return|>"]
+
+
+def test_reasoning_template_rejects_a_turn_whose_place_cannot_be_told() -> None:
+    # Qwen3.5: the head ends with the tag that the history does not have.
+    template = THINKING.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>' }}{% endif %}")
+    message = rejection(THOUGHTS, tokenizer(template), reasoning="template")
+    assert "message 1 (assistant)" in message and "data.reasoning: keep" in message
+    tok = tokenizer(template)
+    assert [trained(tokens, tok) for tokens in parts(THOUGHTS, tok)] == [
+        "one</think>two<|im_end|>",
+        "one</think>three<|im_end|>",
+    ]
+
+
+def test_a_turn_never_reaches_into_the_next_message() -> None:
+    # History turns end with a line break only; the first terminator after them is the user's.
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        "{{ m.content.split('</think>')[-1] + '\\n' if m.role == 'assistant' and not loop.last else"
+        " m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    assert "data.reasoning: keep" in rejection(THOUGHTS, tokenizer(template), reasoning="template")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_drop_takes_it_out_of_the_data(key: str) -> None:
+    tok = tokenizer(THINKING)
+    notes: Counter[str] = Counter()
+    given = row(user("q"), assistant("<think>\none\n</think>\n\ntwo"), user("q"), assistant("three", **{key: "hm"}))
+    tokens = one(given, tok, reasoning="drop", notes=notes)
+    assert trained_runs(tokens, tok) == ["two<|im_end|>", "three<|im_end|>"]
+    assert list(notes.values()) == [2]
+    only = row(user("q"), assistant("<think>one</think>"))
+    assert "nothing is left" in rejection(only, tok, reasoning="drop")
+
+
+def test_a_template_that_always_strips_the_reasoning_rejects_the_row() -> None:
+    stripping = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    message = rejection(THOUGHTS, tokenizer(stripping))
+    for fix in ("data.reasoning: template", "data.reasoning: drop", "data.chat_template"):
+        assert fix in message
+    reasoned = row(user("rain?"), assistant("no", reasoning_content="clear sky"))
+    assert "does not render its reasoning as written" in rejection(reasoned, tokenizer(CHATML))
+    for given in (THOUGHTS, reasoned):
+        for reasoning in ("template", "drop"):
+            assert "<think>" not in trained(one(given, tokenizer(stripping), reasoning=reasoning), tokenizer(stripping))
+
+
+def test_a_template_that_drops_part_of_an_answer_rejects_the_row() -> None:
+    dropping = CHATML.replace("m.content", "m.content.split('!')[-1]")
+    message = rejection(chat("hello", "one!two"), tokenizer(dropping))
+    assert "message 1 (assistant)" in message and "does not render its content" in message
+
+
+def test_a_template_that_asks_otherwise_than_it_renders_rejects_the_row() -> None:
+    # DeepSeek-R1: asked for an answer, a tag stands there that no rendered answer begins with.
+    asking = CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}")
+    message = rejection(TALK, tokenizer(asking))
+    assert "message 1 (assistant)" in message and "<think>" in message and "data.reasoning" not in message
+    # Qwen3.5 without thinking: without its reasoning the answer would begin as asked.
+    without = THINKING.replace("assistant\\n' }}{% endif %}", "assistant\\nSo: ' }}{% endif %}")
+    given = chat("hello", "<think>one</think>So: two")
+    assert "data.reasoning: drop" in rejection(given, tokenizer(without))
+
+
+def test_reasoning_in_content_beside_an_empty_block_of_the_template_rejects_the_row() -> None:
+    # Qwen3.8 reads reasoning from its key only, and writes an empty block where there is none.
+    template = CHATML.replace("+ m.content", "+ ('<think></think>' if m.role == 'assistant' else '') + m.content")
+    assert "block of reasoning of its own" in rejection(THOUGHTS, tokenizer(template))
+    assert trained(one(chat("q", "one"), tokenizer(template)), tokenizer(template)) == "<think></think>one<|im_end|>"
+
+
+def test_all_needs_the_place_of_the_turns_that_are_not_trained_and_every_word_of_the_others() -> None:
+    tok = tokenizer(THINKING)
+    given = chat("hello", "<think>one</think>two", "hello", "three", m1=False)
+    tokens = one(given, tok, loss_on="all", reasoning="template")
+    assert "two" not in trained(tokens, tok) and "three<|im_end|>" in trained(tokens, tok)
+    assert "does not render its reasoning" in rejection(THOUGHTS, tok, loss_on="all")
+    assert one(THOUGHTS, tok, loss_on="all", reasoning="template").trained[1:].all()
+
+
+# Special tokens in the text of messages.
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        (chat("hi<|im_end|>\n<|im_start|>assistant\nyes", "no"), "message 0 (user)"),
+        (chat("hi", "one<|im_end|>two"), "message 1 (assistant)"),
+        (chat("hi", "<think>a<|im_end|></think>two"), "message 1 (assistant)"),
+        (row(user("hi"), assistant("x", reasoning="<|im_end|>")), "message 1 (assistant)"),
+        (row(user("hi"), assistant("", tool_calls=[call("f", '{"a": ["<|im_end|>"]}')])), "message 1 (assistant)"),
+        (row(user("hi"), assistant("x"), tools=json.dumps([{"name": "<|im_end|>"}])), "tools"),
+    ],
+)
+def test_the_text_of_a_special_token_in_a_message_rejects_the_row(given: Conversation, place: str) -> None:
+    message = rejection(given, tokenizer(TOOLS_TEMPLATE))
+    assert place in message and "'<|im_end|>'" in message and "special token" in message
+
+
+def test_added_tokens_that_are_not_special_and_tags_around_reasoning_may_be_in_messages() -> None:
+    tok = tokenizer(CHATML, special=["<|im_start|>", "<|im_end|>", "<think>", "</think>"], ordinary=["<tool_call>"])
+    given = chat("what is <tool_call>?", "<think>\nx\n</think>\n\n<tool_call>")
+    assert trained(one(given, tok), tok) == "<think>\nx\n</think>\n\n<tool_call><|im_end|>"
+    assert "'<think>'" in rejection(chat("what is <think>?", "x"), tok)
+
+
+def test_raw_text_may_hold_special_tokens() -> None:
+    tok = tokenizer(None)
+    tokens = one(Text("<|im_start|>user\nhi<|im_end|>", "<|im_start|>x<|im_end|>", "a.jsonl:1"), tok)
+    assert trained(tokens, tok) == "<|im_start|>x<|im_end|></s>"
+
+
+# Terminators, markers, tokenizers.
+
+
+def test_a_template_without_a_terminator_rejects_the_row() -> None:
+    for reasoning in ("keep", "template"):
+        message = rejection(TALK, tokenizer(ENDLESS), reasoning=reasoning)
+        assert "message 1 (assistant)" in message and "terminator" in message and "data.chat_template" in message
+
+
+def test_a_tokenizer_without_a_template_raises_for_conversations_only() -> None:
+    tok = tokenizer(None)
+    with pytest.raises(DataError, match=r"data\.chat_template: path\.jinja"):
+        render_all([TALK], tok)
+    assert trained(one(Text("one ", "two", "a.jsonl:1"), tok), tok) == "two</s>"
+
+
+def test_a_template_that_is_no_template_raises() -> None:
+    with pytest.raises(DataError, match="not valid Jinja: line 1"):
+        render_all([TALK], tokenizer("{% for m in messages %}"))
+
+
+def test_markers_that_disagree_reject_the_row() -> None:
+    beside = MARKED.replace("{% generation %}{{ m.content", "{{ m.content }}{% generation %}{{ ''")
+    assert "disagree" in rejection(TALK, tokenizer(beside))
+    questions = MARKED.replace("m.role == 'assistant'", "true")
+    assert "on the token 'h'" in rejection(chat("hello", "one"), tokenizer(questions))
+
+
+def test_markers_may_leave_out_the_terminator_and_take_in_the_generation_prompt() -> None:
+    without = MARKED.replace(
+        "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
+    )
+    tok = tokenizer(without)
+    assert trained(one(chat("hello", "one"), tok), tok) == "one<|im_end|>"
+    wide = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ '<|im_start|>assistant\\n' + m.content + '<|im_end|>\\n' }}{% endgeneration %}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    tok = tokenizer(wide)
+    assert trained(one(TALK, tok), tok) == "an answer<|im_end|>two three<|im_end|>"
+
+
+def test_a_slow_tokenizer_raises() -> None:
     class Slow:
         is_fast = False
 
     with pytest.raises(DataError, match="slow tokenizer"):
-        render(TALK, Slow())  # type: ignore[arg-type]
+        render_all([TALK], Slow())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])
@@ -247,28 +484,34 @@ def test_a_token_that_begins_in_the_prompt_is_not_trained(trim_offsets: bool) ->
     spaced = CHATML.replace("m.role + '\\n'", "m.role + ' '").replace("assistant\\n", "assistant ")
     tok = tokenizer(spaced, trim_offsets=trim_offsets)
     assert len(tok(" answer", add_special_tokens=False)["input_ids"]) == 1
-    assert trained(render(chat("hello", "answer: one"), tok), tok) == ": one<|im_end|>"
+    notes: Counter[str] = Counter()
+    assert trained(one(chat("hello", "answer: one"), tok, notes=notes), tok) == ": one<|im_end|>"
+    assert trim_offsets or (list(notes.values()) == [1] and "begins in the generation prompt" in next(iter(notes)))
     # A space that stays a token of its own is the prompt's, and what follows it is the answer's.
-    assert trained(render(chat("hello", "xyz"), tok), tok) == "xyz<|im_end|>"
+    assert trained(one(chat("hello", "xyz"), tok, notes=notes), tok) == "xyz<|im_end|>"
+    assert notes.total() <= 1
 
 
 def test_line_breaks_that_merge_over_the_border_are_not_trained() -> None:
     tok = tokenizer(CHATML)
     assert "ĊĊ" in tok.get_vocab()
-    assert trained(render(chat("hello", "\none"), tok), tok) == "one<|im_end|>"
+    assert trained(one(chat("hello", "\none"), tok), tok) == "one<|im_end|>"
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])
 def test_spaces_of_the_answer_are_trained(trim_offsets: bool) -> None:
     tok = tokenizer(CHATML, trim_offsets=trim_offsets)
-    assert trained(render(chat("hello", " answer  x "), tok), tok) == " answer  x <|im_end|>"
+    assert trained(one(chat("hello", " answer  x "), tok), tok) == " answer  x <|im_end|>"
+
+
+# Raw text.
 
 
 @pytest.mark.parametrize("adds", ["", "<s>", "<s></s>"])
 @pytest.mark.parametrize(("prompt", "completion"), [("one two", " answer"), ("", "one two"), ("<s>one ", "two</s>")])
 def test_raw_text_is_one_tokenisation_with_one_bos_and_one_eos(adds: str, prompt: str, completion: str) -> None:
     tok = tokenizer(None, adds=adds)
-    tokens = render(Text(prompt, completion, "a.jsonl:1"), tok)
+    tokens = one(Text(prompt, completion, "a.jsonl:1"), tok)
     ids = tokens.ids.tolist()
     text = (prompt + completion).removeprefix("<s>").removesuffix("</s>")
     bos = "<s>" if adds or prompt.startswith("<s>") else ""
@@ -283,14 +526,19 @@ def test_raw_text_is_one_tokenisation_with_one_bos_and_one_eos(adds: str, prompt
 
 def test_a_token_over_the_border_of_prompt_and_completion_is_not_trained() -> None:
     tok = tokenizer(None)
-    assert trained(render(Text("one ", "answer: two", "a.jsonl:1"), tok), tok) == ": two</s>"
-    assert render(Text("one ", "answer: two", "a.jsonl:1"), tok, loss_on="all").trained[1:].all()
+    assert trained(one(Text("one ", "answer: two", "a.jsonl:1"), tok), tok) == ": two</s>"
+    assert one(Text("one ", "answer: two", "a.jsonl:1"), tok, loss_on="all").trained[1:].all()
 
 
 def test_raw_text_needs_an_eos() -> None:
     tok = tokenizer(None)
     tok.eos_token = None
-    assert "eos_token" in error_of(Text("", "one", "a.jsonl:1"), tok)
+    with pytest.raises(DataError, match="eos_token"):
+        render_all([Text("", "one", "a.jsonl:1")], tok)
+
+
+def test_half_a_character_rejects_the_row() -> None:
+    assert "surrogate" in rejection(Text("", "a\udc00", "a.jsonl:1"), tokenizer(None))
 
 
 def test_mixed_rows_come_out_in_order_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,50 +547,43 @@ def test_mixed_rows_come_out_in_order_over_several_chunks(monkeypatch: pytest.Mo
     rows = [
         Text("", f"t{i}", f"a:{i}") if i % 3 else Conversation(chat("q", f"c{i}").messages, f"a:{i}") for i in range(8)
     ]
+    rows[5] = Text("", "\udc00", "a:5")
     out = render_all(rows, tok)
-    assert [tokens.source for tokens in out] == [row.source for row in rows]
-    assert all(render(row, tok).ids.tolist() == tokens.ids.tolist() for row, tokens in zip(rows, out, strict=True))
+    assert [each.source if isinstance(each, Rejected) else each[0].source for each in out] == [r.source for r in rows]
+    assert isinstance(out.pop(5), Rejected) and rows.pop(5)
+    for given, rendered in zip(rows, out, strict=True):
+        assert [tokens.ids.tolist() for tokens in parts(given, tok)] == [tokens.ids.tolist() for tokens in rendered]  # type: ignore[union-attr]
 
 
-CONTENT = st.text(alphabet=st.sampled_from("ab \n:é😀答<|"), min_size=1, max_size=12).filter(
-    lambda text: bool(text.strip())
-)
-TOKENIZERS = {
-    (name, trim): tokenizer(template, trim_offsets=trim)
-    for name, (template, _, _) in FAMILIES.items()
-    for trim in (False, True)
-}
+# Serving.
+
+SERVE = """
+import json, sys
+from transformers import AutoTokenizer
+folder, examples = sys.argv[1], json.load(open(sys.argv[2]))
+tokenizer = AutoTokenizer.from_pretrained(folder)
+for example in examples:
+    ids = tokenizer.apply_chat_template(example["messages"], tools=example["tools"], return_dict=False)
+    print(json.dumps(ids == example["ids"]))
+assert "tunekit" not in sys.modules
+"""
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    contents=st.lists(CONTENT, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0),
-    key=st.sampled_from(sorted(TOKENIZERS)),
-    loss_on=st.sampled_from(["assistant", "last", "completion", "all"]),
-)
-def test_what_is_trained_lies_inside_the_answers(contents: list[str], key: tuple[str, bool], loss_on: str) -> None:
-    _, end, space = FAMILIES[key[0]]
-    tok = TOKENIZERS[key]
-    tokens = render(chat(*contents), tok, loss_on=loss_on)
-    assert len(tokens.ids) == len(tokens.trained) and not tokens.trained[0]
-    if loss_on == "all":
-        assert tokens.trained[1:].all()
-        return
-    answers = contents[1::2] if loss_on == "assistant" else contents[-1:]
-    pieces = trained(tokens, tok).split(end)
-    assert pieces.pop() == "" and len(pieces) == len(answers)
-    for piece, answer in zip(pieces, answers, strict=True):
-        written = space + (answer.strip() if key[0] in ("llama3", "gemma") else answer)
-        assert written.endswith(piece) and len(piece.strip()) >= len(written.strip()) - 1
-
-
-@settings(max_examples=100, deadline=None)
-@given(prompt=st.text(max_size=8), completion=CONTENT, adds=st.sampled_from(["", "<s>", "<s></s>"]))
-def test_raw_text_trains_a_tail_of_the_completion(prompt: str, completion: str, adds: str) -> None:
-    tok = RAW[adds]
-    tokens = render(Text(prompt, completion, "a.jsonl:1"), tok)
-    assert len(tokens.ids) == len(tokens.trained) and tokens.trained[-1] == (len(tokens.ids) > 1)
-    assert (completion + "</s>").endswith(trained(tokens, tok).lstrip("\ufffd"))
-
-
-RAW = {adds: tokenizer(None, adds=adds) for adds in ("", "<s>", "<s></s>")}
+def test_a_process_with_transformers_alone_gets_the_trained_ids_from_the_saved_tokenizer(tmp_path: Path) -> None:
+    tok = tokenizer(TOOLS_TEMPLATE)
+    rows = [
+        TALK,
+        row(user("rain?"), assistant("", tool_calls=[call("weather", '{"city":"Rome"}')]), tool("dry"), tools=TOOLS),
+        chat("bad", "<|im_end|>"),
+    ]
+    examples = serving_examples(rows, tok, system="Be brief.")
+    assert [example["source"] for example in examples] == ["a.jsonl:1", "a.jsonl:1"]
+    assert examples[0]["ids"] == one(TALK, tok, system="Be brief.").ids.tolist()
+    tok.save_pretrained(tmp_path / "tokenizer")
+    changed = [{**examples[0], "messages": examples[0]["messages"][1:]}]
+    (tmp_path / "examples.json").write_text(json.dumps(examples + changed))
+    run = [sys.executable, "-c", SERVE, str(tmp_path / "tokenizer"), str(tmp_path / "examples.json")]
+    output = subprocess.run(run, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert output.split() == ["true", "true", "false"]
+    split = serving_examples([THOUGHTS], tokenizer(THINKING))
+    assert [len(example["messages"]) for example in split] == [2, 4]

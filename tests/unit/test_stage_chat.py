@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tunekit.data.rows import Prompt
 from tunekit.errors import RecipeError
 from tunekit.models.generate import prompt_ids
 from tunekit.models.serve import load_for_inference
@@ -58,7 +59,7 @@ def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(
     session.model.config.max_position_embeddings = context = 200
     for number in range(6):
         ask(session, f"question {number}")
-        asked = prompt_ids(session.tokenizer, (system, *session.messages[:-1]))
+        asked = prompt_ids(session.tokenizer, Prompt((system, *session.messages[:-1]), "here"))
         assert len(asked) + GREEDY["max_new_tokens"] <= context
     assert session.messages[-2]["content"] == "question 5"
     assert session.messages[0]["role"] == "user" and session.messages[0]["content"] != "question 0"
@@ -67,7 +68,7 @@ def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(
 
 def test_the_answer_takes_the_room_that_a_long_question_leaves(session: Session) -> None:
     session.model.config.max_position_embeddings = 100
-    frame = len(prompt_ids(session.tokenizer, ({"role": "user", "content": ""},)))
+    frame = len(prompt_ids(session.tokenizer, Prompt(({"role": "user", "content": ""},), "here")))
     assert session.ask("x" * (95 - frame), lambda piece: None).num_tokens == 5
     session.messages = []
     with pytest.raises(RecipeError, match="have 100 tokens, the model's context 100"):

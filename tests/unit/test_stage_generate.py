@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tunekit.data.rows import Prompt
 from tunekit.errors import DataError, RecipeError
 from tunekit.stages import generate
 from tunekit.stages.generate import request
@@ -34,13 +35,13 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0,
 )
 def test_each_format_of_a_row(row: dict[str, Any], prompt: Any, reference: Any) -> None:
     asked = request({"id": 7, **row}, "a.jsonl:1", raw=False)
-    assert asked.prompt == prompt
+    assert asked.prompt == Prompt(prompt, "a.jsonl:1")
     assert asked.row.get("reference") == reference
     assert asked.row["id"] == 7 and "completion" not in asked.row
 
 
 def test_raw_continues_a_text_and_refuses_a_conversation() -> None:
-    assert request({"prompt": "Once"}, "a.jsonl:1", raw=True).prompt == "Once"
+    assert request({"prompt": "Once"}, "a.jsonl:1", raw=True).prompt.prompt == "Once"
     with pytest.raises(DataError, match="--raw continues plain text"):
         request({"messages": [USER]}, "a.jsonl:1", raw=True)
 

@@ -1,25 +1,28 @@
-"""From rows to training data: the held-out part, the rule for over-long rows, the figures, the fingerprint."""
+"""From stores of token rows to training data: the held-out part, the rules for bad and over-long rows, the figures."""
 
 import hashlib
+import json
 import logging
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from numpy.typing import NDArray
 
-from tunekit.data.render import possible_terminators, render_all
-from tunekit.data.rows import Conversation, Text, Tokens
-from tunekit.data.sources import first_problems
+from tunekit.data.rows import AnyRow, Rejected, Tokens
+from tunekit.data.store import Store
 from tunekit.errors import DataError
 
 log = logging.getLogger("tunekit")
-T = TypeVar("T")
 
 PERCENTILES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
+OVERLONG_SHARE = 0.01  # of the rows: more are an error under `overlong: error`
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,141 @@ class Summary:
         return self.trained / self.tokens
 
 
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Tokens]):
+    """Token rows of several stores in an order of their own, cut to `max_length`; their figures are arrays (R,).
+
+    parts, places: which store each comes from, and where in it;  items: which row of the data it was made from
+    full_lengths: tokens as rendered;  trained: trained tokens within `max_length`;  digests: hashes of ids and mask
+    """
+
+    stores: Sequence[Store]
+    max_length: int
+    parts: NDArray[np.int64]
+    places: NDArray[np.int64]
+    items: NDArray[np.int64]
+    full_lengths: NDArray[np.int64]
+    trained: NDArray[np.int64]
+    digests: NDArray[np.uint64]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.minimum(self.full_lengths, self.max_length)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, i: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Tokens]: ...
+    def __getitem__(self, i: int | slice) -> Tokens | Sequence[Tokens]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        row = self.whole(i)
+        return Tokens(row.ids[: self.max_length], row.trained[: self.max_length], row.source, int(self.parts[i]))
+
+    def whole(self, i: int) -> Tokens:
+        """Row `i` before it was cut."""
+        return self.stores[int(self.parts[i])][int(self.places[i])]
+
+    def row(self, i: int) -> AnyRow:
+        """What was read, from which row `i` was rendered."""
+        return self.stores[int(self.parts[i])].row(int(self.places[i]))
+
+    def source(self, i: int) -> str:
+        return self.stores[int(self.parts[i])].source(int(self.places[i]))
+
+    def some(self, chosen: NDArray[Any]) -> "Rows":
+        """The rows at these numbers, or where a mask is true."""
+        arrays = {each.name: getattr(self, each.name)[chosen] for each in fields(self)[2:]}
+        return replace(self, **arrays)
+
+    @property
+    def kind(self) -> str:
+        """`conversations`, `pairs` (chosen and rejected, in turn), `unpaired` or `prompts`."""
+        return str(self.stores[int(self.parts[0])].report["kind"])
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """The rows to train on or to evaluate with, in the order of the source, and the ids that end their answers."""
+    """The rows to train on or to evaluate with, in the order of the sources."""
 
-    tokens: list[Tokens]
+    tokens: Rows
     summary: Summary
-    terminators: frozenset[int]
 
 
-def split(rows: Sequence[T], eval_split: float | int | None, seed: int) -> tuple[list[T], list[T]]:
-    """`rows` as (train, held out), both in the order of `rows`; the same seed holds out the same rows.
+def all_rows(stores: Sequence[Store], max_length: int) -> Rows:
+    """Every row of the stores, which must be of one kind. Raises `DataError` where they are not, or have no row."""
+    kinds = {store.report["kind"]: store.report["source"] for store in stores if len(store)}
+    if len(kinds) > 1:
+        named = ", ".join(f"{kind} ({source})" for kind, source in kinds.items())
+        raise DataError(f"the sources hold rows of different kinds: {named}", "Train on one kind at a time.")
+    if not kinds:
+        raise DataError(f"{', '.join(store.report['source'] for store in stores)}: no row to train on")
+    rows = Rows(
+        stores,
+        max_length,
+        parts=np.repeat(np.arange(len(stores)), [len(store) for store in stores]),
+        places=np.concatenate([np.arange(len(store)) for store in stores]),
+        items=np.concatenate([store.items + (part << 40) for part, store in enumerate(stores)]),
+        full_lengths=np.concatenate([store.lengths for store in stores]).astype(np.int64),
+        trained=np.concatenate([store.trained for store in stores]).astype(np.int64),
+        digests=np.concatenate([store.digests for store in stores]),
+    )
+    for i in np.flatnonzero(rows.full_lengths > max_length).tolist():
+        rows.trained[i] = int(rows[i].trained.sum())
+    return rows
+
+
+def check_rejected(stores: Sequence[Store], max_rejected: float, file: Path | None = None) -> int:
+    """How many rows were rejected; they are written to `file`. Raises `DataError` where they are more than accepted.
+
+    `max_rejected` is a number of rows (int), or a share of all (float).
+    """
+    count, num_rows = (sum(store.report[key] for store in stores) for key in ("rejected", "rows"))
+    rejected = [each for store in stores if store.report["rejected"] for each in _first(store)]
+    if count and file is not None:
+        with file.open("w", encoding="utf-8") as out:
+            for store in stores:
+                out.writelines(json.dumps(asdict(each), default=str) + "\n" for each in store.rejected())
+    limit = max_rejected if isinstance(max_rejected, int) else int(max_rejected * (count + num_rows))
+    if count > limit:
+        raise DataError(*rejections(rejected, count, count + num_rows, max_rejected))
+    if count:
+        where = f", see {file}" if file is not None else ""
+        log.warning("%s of %s rows were rejected%s; the first: %s: %s", f"{count:,}", f"{count + num_rows:,}", where,
+                    rejected[0].source, rejected[0].reason)  # fmt: skip
+    return count
+
+
+def _first(store: Store) -> list[Rejected]:
+    return [each for each, _ in zip(store.rejected(), range(SHOWN + 1), strict=False)]
+
+
+def rejections(first: Sequence[Rejected], count: int, num_rows: int, max_rejected: float) -> tuple[str, str]:
+    """Message and fix for rejected rows, of which `first` are some."""
+    shown = "\n".join(f"  {each.source}: {each.reason}" for each in first[:SHOWN])
+    more = f"\n  ... and {count - SHOWN:,} more" if count > SHOWN else ""
+    fixes = dict.fromkeys(each.fix for each in first[:SHOWN] if each.fix)
+    accepted = f" (data.max_rejected: {max_rejected})" if max_rejected else ""
+    rule = "Correct these rows, or accept them: data.max_rejected is a number or a share of rows to leave out."
+    return f"{count:,} of {num_rows:,} rows cannot be used{accepted}:\n{shown}{more}", "\n".join([*fixes, rule])
+
+
+def split(items: NDArray[np.int64], eval_split: float | int | None, seed: int) -> NDArray[np.bool_]:
+    """Which rows are held out, as a mask; the same seed holds out the same. `items`: the row of the data of each (R,).
 
     `eval_split` is a share (float), a number of rows (int, 0 for none) or None: a tenth, at most 100 rows. A share
     holds out at least one of two rows or more. Raises `DataError` where nothing would be left to train on.
     """
-    count = _held_out(len(rows), eval_split)
-    if count and count >= len(rows):
+    distinct = np.unique(items)
+    count = _held_out(len(distinct), eval_split)
+    if count and count >= len(distinct):
         raise DataError(
-            f"data.eval_split: {eval_split} holds out {count} of {len(rows)} rows and leaves none to train on"
+            f"data.eval_split: {eval_split} holds out {count} of {len(distinct)} rows and leaves none to train on"
         )
-    held_out = set(random.Random(seed).sample(range(len(rows)), count))
-    return [row for i, row in enumerate(rows) if i not in held_out], [
-        row for i, row in enumerate(rows) if i in held_out
-    ]
+    return np.isin(items, distinct[random.Random(seed).sample(range(len(distinct)), count)])
 
 
 def _held_out(num_rows: int, eval_split: float | int | None) -> int:
@@ -79,52 +193,54 @@ def _held_out(num_rows: int, eval_split: float | int | None) -> int:
     return min(count, 100) if eval_split is None else count
 
 
-def prepare(
-    rows: Sequence[Conversation | Text],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    loss_on: str = "assistant",
-    overlong: str = "error",
-    system: str | None = None,
-) -> Prepared:
-    """Renders `rows` and applies the rule `overlong` (`error`, `drop`, `truncate`) to those over `max_length` tokens.
-
-    Raises `DataError` for rows without a trained token, for over-long rows under `error`, and where no row is left.
-    """
-    rendered = render_all(rows, tokenizer, loss_on=loss_on, system=system)
-    _refuse_untrained(rendered, loss_on)
-    too_long = [row for row in rendered if len(row.ids) > max_length]
-    if too_long and overlong == "error":
-        _refuse_overlong(too_long, len(rendered), max_length)
-    cut = [_cut(row, max_length) if overlong == "truncate" else row for row in rendered]
-    kept = [row for row in cut if len(row.ids) <= max_length and row.trained.any()]
-    answers_cut = sum(int(row.trained[max_length:].any()) for row in too_long) if overlong == "truncate" else 0
-    if not kept:
-        raise DataError(_nothing_left(rendered, max_length, overlong), "Raise data.max_length, or give shorter rows.")
-    summary = Summary(
-        rows=len(kept),
-        tokens=sum(len(row.ids) for row in kept),
-        trained=sum(int(row.trained.sum()) for row in kept),
-        lengths=_lengths(rendered),
-        overlong=len(too_long),
-        dropped=len(rendered) - len(kept),
-        truncated=len(too_long) if overlong == "truncate" else 0,
-        answers_cut=answers_cut,
+def check_overlong(rows: Rows, overlong: str) -> None:
+    """Raises `DataError` under `overlong: error` where more than 1 % of `rows` are over their `max_length`."""
+    too_long = np.flatnonzero(rows.full_lengths > rows.max_length)
+    if overlong != "error" or len(too_long) <= OVERLONG_SHARE * len(rows):
+        return
+    problems = [f"  {rows.source(int(i))}: {rows.full_lengths[i]:,} tokens" for i in too_long[:SHOWN]]
+    more = [f"  ... and {len(too_long) - SHOWN:,} more"] if len(too_long) > SHOWN else []
+    cut = _answers_cut(rows, too_long)
+    raise DataError(
+        f"{len(too_long):,} of {len(rows):,} rows ({len(too_long) / len(rows):.1%}) are over data.max_length: "
+        f"{rows.max_length}; cut there, {cut:,} would lose part of an answer:\n" + "\n".join([*problems, *more]),
+        f"Set data.max_length: {rows.full_lengths.max()} (the longest row), or data.overlong: drop or truncate.",
     )
-    _say(summary, max_length)
-    return Prepared(kept, summary, terminators(rendered, tokenizer))
 
 
-def terminators(rows: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The special tokens that end what is trained: the last one of each run of trained tokens. `rows` must be uncut."""
-    special = list(possible_terminators(tokenizer))
-    found: set[int] = set()
-    for row in rows:
-        at = np.flatnonzero(row.trained & np.isin(row.ids, special))
-        run = np.cumsum(~row.trained)[at]
-        found.update(row.ids[at[np.diff(run, append=-1) != 0]].tolist())
-    return frozenset(found)
+def prepare(rows: Rows, overlong: str) -> Prepared:
+    """Applies the rule `overlong` (`error` and `drop` leave over-long rows out, `truncate` cuts them) to `rows`.
+
+    Raises `DataError` where no row is left.
+    """
+    too_long = rows.full_lengths > rows.max_length
+    kept = rows.trained > 0 if overlong == "truncate" else ~too_long
+    if rows.kind == "pairs":  # both answers or neither
+        kept = kept.reshape(-1, 2).all(axis=1).repeat(2)
+    elif rows.kind == "prompts":
+        kept = ~too_long
+    if not kept.any():
+        raise DataError(
+            f"none of {len(rows)} rows is left after data.overlong: {overlong} at data.max_length: {rows.max_length}",
+            "Raise data.max_length, or give shorter rows.",
+        )
+    left = rows.some(kept)
+    summary = Summary(
+        rows=len(left),
+        tokens=int(left.lengths.sum()),
+        trained=int(left.trained.sum()),
+        lengths=_lengths(rows.full_lengths),
+        overlong=int(too_long.sum()),
+        dropped=int((~kept).sum()),
+        truncated=int(too_long.sum()) if overlong == "truncate" else 0,
+        answers_cut=_answers_cut(rows, np.flatnonzero(too_long)) if overlong == "truncate" else 0,
+    )
+    _say(summary, rows.max_length)
+    return Prepared(left, summary)
+
+
+def _answers_cut(rows: Rows, too_long: NDArray[Any]) -> int:
+    return sum(bool(rows.whole(int(i)).trained[rows.max_length :].any()) for i in too_long)
 
 
 def fingerprint(tokens: Sequence[Tokens]) -> str:
@@ -138,38 +254,9 @@ def fingerprint(tokens: Sequence[Tokens]) -> str:
     return digest.hexdigest()
 
 
-def _cut(row: Tokens, max_length: int) -> Tokens:
-    return Tokens(row.ids[:max_length], row.trained[:max_length], row.source)
-
-
-def _lengths(rows: Sequence[Tokens]) -> dict[str, int]:
-    values = np.percentile([len(row.ids) for row in rows], list(PERCENTILES.values()), method="nearest")
-    return {name: int(value) for name, value in zip(PERCENTILES, values, strict=True)}
-
-
-def _refuse_untrained(rows: list[Tokens], loss_on: str) -> None:
-    problems = [f"{row.source}: {len(row.ids)} tokens" for row in rows if not row.trained.any()]
-    if problems:
-        raise DataError(
-            f"{len(problems)} of {len(rows)} rows have no trained token under data.loss_on: {loss_on}:\n"
-            + first_problems(problems),
-            'Take the rows out, or the "train": false of their answers, or change data.loss_on.',
-        )
-
-
-def _refuse_overlong(too_long: list[Tokens], num_rows: int, max_length: int) -> None:
-    longest = max(len(row.ids) for row in too_long)
-    problems = [f"{row.source}: {len(row.ids):,} tokens" for row in too_long]
-    raise DataError(
-        f"{len(too_long)} of {num_rows} rows are over data.max_length: {max_length}:\n{first_problems(problems)}",
-        f"Set data.max_length: {longest} (the longest row), or data.overlong: drop or truncate.",
-    )
-
-
-def _nothing_left(rows: list[Tokens], max_length: int, overlong: str) -> str:
-    if not rows:
-        return "no rows to train on"
-    return f"none of {len(rows)} rows is left after data.overlong: {overlong} at data.max_length: {max_length}"
+def _lengths(values: NDArray[np.int64]) -> dict[str, int]:
+    found = np.percentile(values, list(PERCENTILES.values()), method="nearest")
+    return {name: int(value) for name, value in zip(PERCENTILES, found, strict=True)}
 
 
 def _say(summary: Summary, max_length: int) -> None:

@@ -1,38 +1,41 @@
 """What a model is asked, and what the data answers: the rows of text generation and its metrics."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
-from tunekit.data.rows import Conversation, Text
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """`prompt`: raw text, or the messages before the last answer;  `answer`: what the data says there."""
-
-    prompt: str | tuple[dict[str, Any], ...]
-    answer: str
-
-    @property
-    def last_turn(self) -> str:
-        """What a person would show of the prompt."""
-        return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1]["content"])
+from tunekit.data.messages import Refused, prepare_messages
+from tunekit.data.rows import Conversation, Prompt, Text
 
 
-def prompts_of(rows: Iterable[Conversation | Text], system: str | None = None) -> list[Prompt]:
-    """The prompt and answer of each row that has both; `text` rows, trained whole, have no prompt and are left out."""
+def last_turn(prompt: Prompt) -> str:
+    """What a person would show of the prompt."""
+    return prompt.prompt if isinstance(prompt.prompt, str) else str(prompt.prompt[-1].get("content", ""))
+
+
+def prompts_of(
+    rows: Iterable[Conversation | Text],
+    *,
+    system: str | None = None,
+    system_mode: str = "keep",
+    reasoning: str = "keep",
+) -> list[Prompt]:
+    """The prompt and answer of each row that has both, its messages as training has them (see `render_all`).
+
+    `text` rows, trained whole, have no prompt and are left out; so are rows that `render_all` rejects for their form.
+    """
     prompts = []
     for row in rows:
         if isinstance(row, Text):
             if row.prompt:
-                prompts.append(Prompt(row.prompt, row.completion))
+                prompts.append(Prompt(row.prompt, row.source, answer=row.completion))
             continue
-        answers = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
+        try:
+            prepared = prepare_messages(row.messages, system=system, system_mode=system_mode, reasoning=reasoning)
+        except Refused:
+            continue
+        answers = [i for i, message in enumerate(prepared.messages) if message["role"] == "assistant"]
+        if not answers or answers[-1] == 0:
+            continue
         last = answers[-1]
-        if last > 0 and isinstance(row.messages[last]["content"], str):
-            before = row.messages[:last]
-            if system is not None and before[0]["role"] != "system":
-                before = ({"role": "system", "content": system}, *before)
-            prompts.append(Prompt(before, row.messages[last]["content"]))
+        if answer := prepared.messages[last].get("content"):
+            prompts.append(Prompt(tuple(prepared.messages[:last]), row.source, row.tools, answer))
     return prompts

@@ -1,146 +1,283 @@
 """The turns of a conversation in the text that the tokenizer's chat template makes of it, by rendering prefixes.
 
     whole            user: Hi<|im_end|> assistant: Hello<|im_end|> user: Bye<|im_end|> ...
-    before turn i    user: Hi<|im_end|> assistant:                     messages[:i] and the generation prompt
-    through turn i   user: Hi<|im_end|> assistant: Hello<|im_end|>     messages[:i+1]
+    head of turn i   user: Hi<|im_end|> assistant:                     messages[:i] and the generation prompt
+    turn i alone     user: Hi<|im_end|> assistant: Hello<|im_end|>     messages[:i+1]
 
-Both must be string prefixes of the whole, or the row is refused: nothing is searched for in the text.
+A turn is trained as the model has to write it when it is that turn's turn: what follows the head in the rendering that
+ends with it. Where the whole says the same there, the turns of a conversation share its one row. Where the template
+renders a turn differently once it is history (it strips the reasoning, or another token ends the turn), the turn gets
+a row of its own, or under `reasoning: template` is trained as the whole has it.
 """
 
-from dataclasses import dataclass
-from typing import Any, NoReturn
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import jinja2
-from transformers import PreTrainedTokenizerBase
-
+from tunekit.data.kept import OTHER_TEMPLATE, check_answer, check_given, parts_said_twice
+from tunekit.data.messages import (
+    Message,
+    Prepared,
+    Refused,
+    has_reasoning,
+    prepare_messages,
+    without_reasoning,
+)
 from tunekit.data.rows import Conversation
-from tunekit.errors import DataError
+from tunekit.data.template import ChatTemplate, Tools, shared_length
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-# What a template may raise: its own raise_exception, or Python's errors from an expression on a message.
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+OWN_ROWS = "turns trained in rows of their own, since the chat template renders them differently later"
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation as the template gets it, the turns whose spans are `needed`, and whether these are `all_turns`."""
+    """A conversation as the template gets it, and the assistant messages whose spans are `needed`."""
 
-    messages: list[dict[str, Any]]
+    prepared: Prepared
+    tools: Tools | None
     needed: list[int]
-    all_turns: bool
+    loss_on: str
+    reasoning: str
     source: str
+
+    @property
+    def messages(self) -> list[Message]:
+        return self.prepared.messages
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The characters `[start, end)` of the rendered conversation that come with the assistant message `index`."""
+    """The characters `[start, end)` that the model writes as the message `index`, its terminator included."""
 
     index: int
     start: int
     end: int
 
 
-def choose_turns(row: Conversation, loss_on: str, system: str | None) -> Chat:
-    """The conversation with `system` where it has no system message, and the turns to find for `loss_on`.
+@dataclass(frozen=True)
+class Part:
+    """A rendering that becomes one row of tokens: the `text` of the first `count` messages, and turns in it.
+
+    `joined`: the text is no rendering by itself, but that of a question and the turn from that of its answer.
+    """
+
+    chat: Chat
+    count: int
+    text: str
+    turns: list[Turn]
+    source: str
+    joined: bool = False
+
+    @property
+    def messages(self) -> list[Message]:
+        return self.chat.messages[: self.count]
+
+
+def read_chat(
+    row: Conversation, template: ChatTemplate, *, loss_on: str, system: str | None, system_mode: str, reasoning: str
+) -> Chat:
+    """The conversation as the template gets it, and the turns to find for `loss_on`. Raises `Refused`.
 
     These are the turns to train, and for `all` those that are not to be trained.
     """
-    given = list(row.messages)
-    if system is not None and given[0]["role"] != "system":
-        given.insert(0, {"role": "system", "content": system})
-    turns = [i for i, message in enumerate(given) if message["role"] == "assistant"]
-    needed = [i for i in turns if given[i].get("train", True)]
+    prepared = prepare_messages(row.messages, system=system, system_mode=system_mode, reasoning=reasoning)
+    template.refuse_special_tokens(prepared)
+    turns = [i for i, message in enumerate(prepared.messages) if message["role"] == "assistant"]
+    needed = [i for i in turns if row.messages[prepared.numbers[i]].get("train", True)]
     if loss_on == "all":
         needed = [i for i in turns if i not in needed]
-    elif loss_on == "last" or (loss_on == "completion" and all(message.get("train", True) for message in given)):
+    elif loss_on == "last" or (loss_on == "completion" and all(m.get("train", True) for m in row.messages)):
         needed = [i for i in needed if i == turns[-1]]
-    messages = [{key: value for key, value in message.items() if key != "train"} for message in given]
-    return Chat(messages, needed, needed == turns, row.source)
+    return Chat(prepared, template.parse_tools(row.tools), needed, loss_on, reasoning, row.source)
 
 
-def chat_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
-    """The tokenizer's template. Raises `DataError` where it has none."""
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError as error:
-        raise DataError(
-            f"{source}: a conversation needs a chat template, and this tokenizer has none (a base model?)",
-            "Set data.chat_template: path.jinja, or write the rows as prompt and completion strings.",
-        ) from error
+def find_parts(chat: Chat, template: ChatTemplate) -> list[Part]:
+    """The rows to train on: those of turns that need one of their own, then the whole. Raises `Refused`."""
+    messages, whole = template.render_either_form(chat.messages, chat.tools)
+    chat = replace(chat, prepared=replace(chat.prepared, messages=messages))
+    check_given(chat.prepared, whole)
+    finder = _Finder(chat, template, whole)
+    if chat.loss_on == "all":
+        return [finder.part_for_all()]
+    shared: list[Turn] = []
+    own: list[Part] = []
+    for i in chat.needed:
+        alone = finder.alone(i)
+        turn = finder.turn_that_stays(alone) if alone.asked == alone.head or chat.reasoning == "template" else None
+        if turn is None and chat.reasoning == "template":
+            turn = finder.rewritten_turn(alone)
+            finder.check_answer(i, len(messages), whole, turn.start, turn.end)
+        else:
+            finder.check_head(alone)
+            finder.check_answer(i, i + 1, alone.text, len(alone.head), len(alone.text))
+        if turn is not None:
+            shared.append(turn)
+        else:
+            chat.prepared.notes.append(OWN_ROWS)
+            own.append(finder.part_alone(alone))
+    if own and not shared:
+        return own
+    return [*own, Part(chat, len(chat.messages), whole, shared, chat.source)]
 
 
-def apply_template(
-    tokenizer: PreTrainedTokenizerBase, chats: list[tuple[list[dict[str, Any]], str]], *, add_generation_prompt: bool
-) -> list[str]:
-    """The renderings of (messages, source). Raises `DataError` with the source that the template refuses."""
-    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-    if not chats:
-        return []
-    try:
-        return list(tokenizer.apply_chat_template([messages for messages, _ in chats], **options))
-    except TEMPLATE_ERRORS:
-        # One call for all chats is the fast one; a call each tells which chat it was.
-        for messages, source in chats:
-            _apply_to_one(tokenizer, messages, source, options)
-        raise
+@dataclass(frozen=True)
+class _Alone:
+    """A turn in the rendering `text` that ends with it: after `head`, up to `words`; then follow `terminators`.
+
+    `asked` is the rendering that asks for it. It is the head too, but where the answer makes the template strip the
+    reasoning before it (gpt-oss: that of the calls which led to the answer).
+    """
+
+    index: int
+    asked: str
+    head: str
+    text: str
+    words: int
+    terminators: list[tuple[int, int]]
+
+    def last_end(self, limit: int) -> int | None:
+        """The end of the last terminator that lies before the character `limit`."""
+        return max((end for _, end in self.terminators if end <= limit), default=None)
 
 
-def _apply_to_one(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], source: str, options: dict[str, Any]
-) -> None:
-    try:
-        tokenizer.apply_chat_template(messages, **options)
-    except TEMPLATE_ERRORS as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(
-            f"{source}: the chat template refuses the messages ({roles}): {error}",
-            "Change the row (or data.system, if that adds the system message), or set data.chat_template: path.jinja.",
-        ) from error
+@dataclass(frozen=True)
+class _Finder:
+    """Finds the turns of one chat, whose rendering is `whole`."""
+
+    chat: Chat
+    template: ChatTemplate
+    whole: str
+
+    def alone(self, i: int) -> _Alone:
+        before, through = self.chat.messages[:i], self.chat.messages[: i + 1]
+        asked = head = self._ask(before)
+        text = self.whole if len(through) == len(self.chat.messages) else self._render(through)
+        if not text.startswith(asked) and any(map(has_reasoning, before)):
+            stripped = self._ask([without_reasoning(message) for message in before])
+            head = stripped if text.startswith(stripped) else asked
+        return _Alone(i, asked, head, text, *self.template.ending(text, len(head)))
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return self.template.render(list(messages), self.chat.tools)
+
+    def _ask(self, messages: Sequence[Message]) -> str:
+        return self.template.render(list(messages), self.chat.tools, add_generation_prompt=True)
+
+    def part_alone(self, alone: _Alone) -> Part:
+        """The row of its own of a turn: as it is asked for, and as it is answered when nothing follows."""
+        turn = self.turn_alone(alone)
+        shift = len(alone.asked) - len(alone.head)
+        text = alone.asked + alone.text[len(alone.head) :]
+        source = f"{self.chat.source} (message {self.chat.prepared.numbers[alone.index]})"
+        moved = Turn(alone.index, turn.start + shift, turn.end + shift)
+        return Part(self.chat, alone.index + 1, text, [moved], source, joined=alone.asked != alone.head)
+
+    def turn_alone(self, alone: _Alone) -> Turn:
+        """The turn in the rendering that ends with it."""
+        limit = len(alone.text)
+        spans = alone.terminators
+        if any(before[1] < after[0] for before, after in itertools.pairwise(spans)):
+            # After white space a terminator may end the document and not the turn (Phi-3): the turn's are those that
+            # stay when the conversation goes on.
+            through = self.chat.messages[: alone.index + 1]
+            with contextlib.suppress(Refused):
+                limit = shared_length(alone.text, self._render([*through, {"role": "user", "content": "?"}]))
+        end = alone.last_end(limit) or alone.last_end(len(alone.text)) or alone.words
+        return Turn(alone.index, len(alone.head), end)
+
+    def turn_that_stays(self, alone: _Alone) -> Turn | None:
+        """The turn in the whole, if it is there as it is alone, its terminator included."""
+        if not (self.whole.startswith(alone.head) and alone.text.startswith(alone.head)):
+            return None
+        shared = shared_length(alone.text, self.whole)
+        if shared == len(alone.text) == len(self.whole) or (shared >= alone.words and not alone.terminators):
+            return self.turn_alone(alone)
+        end = alone.last_end(shared)
+        return Turn(alone.index, len(alone.head), end) if end else None
+
+    def part_for_all(self) -> Part:
+        """The whole, with the turns that are not to be trained."""
+        count = len(self.chat.messages)
+        for i, message in enumerate(self.chat.messages):
+            if message["role"] == "assistant":
+                self.check_answer(i, count, self.whole, 0, len(self.whole))
+        found = [self.alone(i) for i in self.chat.needed]
+        turns = [self.turn_that_stays(alone) or self.rewritten_turn(alone) for alone in found]
+        return Part(self.chat, count, self.whole, turns, self.chat.source)
+
+    def rewritten_turn(self, alone: _Alone) -> Turn:
+        """A turn as the whole has it, from its head to its terminator. Raises `Refused` where these cannot be told."""
+        self.check_head(alone)
+        if not alone.terminators:
+            raise no_terminator(self.chat.prepared.place(alone.index), alone.text[len(alone.head) :])
+        end = self._rewritten_end(alone) if self.whole.startswith(alone.head) else None
+        if end is not None and end <= self._begin_of_next(alone.index):
+            return Turn(alone.index, len(alone.head), end)
+        fix = f"S{OTHER_TEMPLATE[1:]} renders a turn alike whatever follows it"
+        if self.chat.loss_on == "all":
+            fix += ", or data.loss_on: assistant"
+        else:
+            fix += ", or data.reasoning: keep, which trains such a turn in a row of its own"
+        raise Refused(self._differing(alone, self.whole), f"{fix}.")
+
+    def _rewritten_end(self, alone: _Alone) -> int | None:
+        """Where the turn ends in the whole, which does not have it as it is alone."""
+        # Either only its reasoning is gone, if anything, and another token ends it (gpt-oss) ...
+        for text in (alone.text, self._without_reasoning(alone)):
+            words, terminators = self.template.ending(text, len(alone.head))
+            at = terminators[0][0] if terminators else words
+            if text.startswith(alone.head) and shared_length(text, self.whole) >= at:
+                return self.template.end_of_terminator(self.whole, at)
+        # ... or it ends with the token that ends it alone: the first there is, for no content holds a special token.
+        terminator = alone.text[slice(*alone.terminators[-1])]
+        at = self.whole.find(terminator, len(alone.head))
+        return at + len(terminator) if at >= 0 else None
+
+    def _without_reasoning(self, alone: _Alone) -> str:
+        message = self.chat.messages[alone.index]
+        if not has_reasoning(message):
+            return alone.text
+        return self._render([*self.chat.messages[: alone.index], without_reasoning(message)])
+
+    def _begin_of_next(self, i: int) -> int:
+        """The first character of the whole that depends on what the message after the turn says."""
+        changed = list(self.chat.messages)
+        content = changed[i + 1].get("content", "")
+        changed[i + 1] = {**changed[i + 1], "content": ("y" if content.startswith("x") else "x") + content}
+        return shared_length(self.whole, self._render(changed))
+
+    def check_head(self, alone: _Alone) -> None:
+        """Raises `Refused` where the template does not begin an answer with the words in which it asks for one."""
+        if not alone.text.startswith(alone.head):
+            fix = f"S{OTHER_TEMPLATE[1:]} begins an answer with the words in which it asks for one"
+            if self._without_reasoning(alone).startswith(alone.head):
+                fix += ", or data.reasoning: drop to take the reasoning out of the data"
+            raise Refused(self._differing(alone, alone.text), f"{fix}.")
+
+    def check_answer(self, i: int, count: int, text: str, start: int, end: int) -> None:
+        """Raises `Refused` where `text`, of the first `count` messages, leaves out in `[start, end)` what `i` says."""
+        before, after = self.chat.messages[:i], self.chat.messages[i + 1 : count]
+        left_out = [
+            part
+            for part, without in parts_said_twice(self.chat.messages[i])
+            if self._render([*before, without, *after]) == text
+        ]
+        check_answer(self.chat.prepared, i, text[start:end], self.chat.reasoning, left_out)
+
+    def _differing(self, alone: _Alone, rendered: str) -> str:
+        at = shared_length(alone.head, rendered)
+        near = slice(max(0, at - 30), at + 40)
+        return (
+            f"{self.chat.prepared.place(alone.index)}: the chat template renders the conversation up to this turn "
+            f"differently when it asks for the turn and when the turn is there, from character {at}:\n"
+            f"  asked: {alone.head[near]!r}\n  there: {rendered[near]!r}"
+        )
 
 
-def find_turns(chats: list[Chat], wholes: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[Turn]]:
-    """The needed turns of each chat in its rendering. Raises `DataError` where a prefix is rendered differently."""
-    needed = [(c, i) for c, chat in enumerate(chats) for i in chat.needed]
-    inner = [(c, i) for c, i in needed if i + 1 < len(chats[c].messages)]
-    before = [(chats[c].messages[:i], chats[c].source) for c, i in needed]
-    through = [(chats[c].messages[: i + 1], chats[c].source) for c, i in inner]
-    heads = apply_template(tokenizer, before, add_generation_prompt=True)
-    tails = dict(zip(inner, apply_template(tokenizer, through, add_generation_prompt=False), strict=True))
-    turns: list[list[Turn]] = [[] for _ in chats]
-    for (c, i), head in zip(needed, heads, strict=True):
-        tail = tails.get((c, i), wholes[c])
-        for prefix in (head, tail):
-            if not wholes[c].startswith(prefix):
-                _refuse_rewriting(chats[c], i, prefix, wholes[c])
-        _check_kept(chats[c], i, wholes[c][len(head) : len(tail)])
-        turns[c].append(Turn(i, len(head), len(tail)))
-    return turns
-
-
-def _refuse_rewriting(chat: Chat, i: int, prefix: str, whole: str) -> NoReturn:
-    differing = (k for k, (a, b) in enumerate(zip(prefix, whole, strict=False)) if a != b)
-    at = next(differing, min(len(prefix), len(whole)))
-    near = slice(max(0, at - 30), at + 40)
-    fix = "Set data.chat_template: path.jinja, a template that renders a turn alike whatever follows it"
-    if any(message["role"] == "assistant" for message in chat.messages[i + 1 :]):
-        fix += ", or data.loss_on: last (some templates strip the reasoning from all turns but the last)"
-    raise DataError(
-        f"{chat.source}: message {i} (assistant): the chat template renders the conversation up to this turn "
-        f"differently alone and in the whole, from character {at}:\n"
-        f"  alone: {prefix[near]!r}\n  whole: {whole[near]!r}",
-        f"{fix}.",
+def no_terminator(place: str, text: str) -> Refused:
+    return Refused(
+        f"{place}: the chat template ends the turn with {text[-30:]!r}, without a terminator (a special token): the "
+        "model would not learn to stop",
+        "Set data.chat_template: path.jinja, a template that writes eos_token after the answer.",
     )
-
-
-def _check_kept(chat: Chat, i: int, rendered: str) -> None:
-    """Raises `DataError` where the template leaves out what the turn says; it may move whitespace."""
-    message = chat.messages[i]
-    parts = [(key, message[key]) for key in ("content", *REASONING_KEYS) if isinstance(message.get(key), str)]
-    parts += [("tool_calls", str(call.get("function", call)["name"])) for call in message.get("tool_calls", [])]
-    for key, part in parts:
-        if part not in rendered and "".join(part.split()) not in "".join(rendered.split()):
-            raise DataError(
-                f"{chat.source}: message {i} (assistant): the chat template does not render its {key} as written:\n"
-                f"  {key}: {part[:80]!r}\n  rendered: {rendered[:80]!r}",
-                f"Take {key} out of the row, or set data.chat_template: path.jinja, a template that renders it.",
-            )

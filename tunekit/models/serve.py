@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -70,12 +71,13 @@ def load_adapted(
     return adapted, tokenizer
 
 
-def trained_system(name: str) -> str | None:
-    """The system prompt that the recipe of `name` gave every conversation without one (`data.system`), said aloud."""
-    system: str | None = passport_of(locate(name)).get("system")
-    if system is not None:
-        log.info("system prompt, as in training: %s", system)
-    return system
+def trained_preparation(name: str) -> dict[str, Any]:
+    """What training did to the messages of each row (arguments of `prepare_messages`), a system prompt said aloud."""
+    kept = passport_of(locate(name)).get("messages") or {}
+    preparation = {"system": None, "system_mode": "keep", "reasoning": "keep", **kept}
+    if preparation["system"] is not None:
+        log.info("system prompt, as in training: %s", preparation["system"])
+    return preparation
 
 
 def context_of(model: PreTrainedModel) -> int | None:

@@ -7,6 +7,7 @@ is neither flat nor one token; the tokenizer has no merges, so a token is a byte
 import difflib
 import inspect
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ SIZES: dict[str, Any] = {
     "attn_layer_offset": 1,
     "is_decoder": True,
 }
+# What data and tokenizer of a real model depend on, and what changes the way its logits are computed.
+KEPT: tuple[str, ...] = (
+    "vocab_size",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
+KEPT += ("final_logit_softcapping", "attn_logit_softcapping", "sliding_window")
 LATENT_ATTENTION = {"num_key_value_heads": HEADS, "q_lora_rank": 32, "kv_lora_rank": 32, "n_group": 2, "topk_group": 1}
 LATENT_ATTENTION |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "head_dim": 8}
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -96,24 +107,41 @@ def build(arch: str, folder: Path) -> None:
 
     Raises RecipeError when transformers cannot make a working small model of this type.
     """
+    model = _made(arch, lambda: _model(arch))
+    model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def shrunk(config: PretrainedConfig) -> PreTrainedModel:
+    """A small random model of the architecture of `config`, with its vocabulary, context and special tokens.
+
+    Raises RecipeError when transformers cannot make a working one.
+    """
+    text = config.get_text_config()
+    kept = {key: getattr(text, key) for key in KEPT if getattr(text, key, None) is not None}
+    kept["vocab_size_per_layer_input"] = text.vocab_size
+    return _made(text.model_type, lambda: _model(text.model_type, **kept))
+
+
+def _made(arch: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     try:
-        model = _model(arch)
+        return make()
     except Exception as error:  # each of the 190 architectures refuses a size it cannot have in a way of its own
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()
         raise RecipeError(
             f"model: tiny-random/{arch}: no small model of this type can be made: {reason}",
             "Take a text-only decoder type, such as llama, qwen3, gemma3_text, gpt2 or mamba.",
         ) from error
-    model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
 
 
-def _model(arch: str) -> PreTrainedModel:
-    config = _config(arch)
+def _model(arch: str, **kept: Any) -> PreTrainedModel:
+    config = _config(arch, kept)
     with torch.device("meta"):
         num_parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-    if num_parameters > MAX_PARAMETERS:  # a multimodal type keeps its sizes in nested configs
+    if num_parameters > MAX_PARAMETERS + 2 * WIDTH * kept.get(
+        "vocab_size", 0
+    ):  # a multimodal type keeps its sizes in nested configs
         raise ValueError(f"it would have {num_parameters:,} parameters")
     torch.manual_seed(SEED)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -124,10 +152,10 @@ def _model(arch: str) -> PreTrainedModel:
     return model
 
 
-def _config(arch: str) -> PretrainedConfig:
+def _config(arch: str, kept: dict[str, Any]) -> PretrainedConfig:
     config_class = CONFIG_MAPPING[arch]
     declared = set(inspect.signature(config_class).parameters) | set(config_class.attribute_map)
-    sizes = {key: value for key, value in SIZES.items() if key in declared} | SPECIAL.get(arch, {})
+    sizes = {key: value for key, value in (SIZES | kept).items() if key in declared} | SPECIAL.get(arch, {})
     config: PretrainedConfig = AutoConfig.for_model(arch, **sizes)
     if "layer_types" in declared and set(config.layer_types or ()) == {"linear_attention"}:
         config.layer_types = [*config.layer_types[:-1], "full_attention"]  # else a hybrid's first comes too late

@@ -24,7 +24,7 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
     if train.gradient_accumulation_steps is None:
         rows = train.global_batch_size or train.per_device_train_batch_size
         updates["train"]["gradient_accumulation_steps"] = rows // train.per_device_train_batch_size
-    if data.eval is not None and data.eval_split is None:
+    if data.eval_split is None and (data.eval is not None or data.streaming):
         updates["data"]["eval_split"] = 0
     if evaluation.greater_is_better is None:
         metric = evaluation.metric_for_best_model.removeprefix("eval_")

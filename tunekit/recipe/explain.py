@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import re
-import sys
+from collections.abc import Iterator
 from typing import Any, cast
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tunekit.recipe.hints import SECTIONS, nearest_value, unknown_key
-from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted
+from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted, leaves
 from tunekit.recipe.rules import conflicts
-from tunekit.recipe.schema import Recipe
+from tunekit.recipe.schema import Recipe, expand
 
 ACCEPTED = {
     "int_type": "a whole number",
@@ -25,14 +25,15 @@ ACCEPTED = {
     "string_type": "text",
     "list_type": "a list",
     "tuple_type": "a list",
+    "dict_type": "a section (our keys, their columns)",
     "model_type": "a section (keys and values)",
     "model_attributes_type": "a section (keys and values)",
     "string_too_short": "some text",
     "too_short": "a list with at least one item",
     "finite_number": "a finite number",
 }
-UNION_MEMBERS = re.compile(r"(bool|int|float|str|list|tuple|literal|constrained-\w+)(\[.*\])?")
 PLACEHOLDER = "?"
+TODO = re.compile(r"TODO(:\s*(.*))?", re.DOTALL)
 MAX_ATTEMPTS = 4
 MAX_ERRORS = 100
 MAX_SHOWN = 60
@@ -41,7 +42,8 @@ MAX_SHOWN = 60
 def shown(value: Any) -> str:
     """A value as it would stand in a recipe, shortened."""
     if isinstance(value, (dict, list)):
-        return "a section" if isinstance(value, dict) else "a list" if value else "an empty list"
+        kind = "section" if isinstance(value, dict) else "list"
+        return f"a {kind}" if value else f"an empty {kind}"
     text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
@@ -57,13 +59,14 @@ def place_of(document: Document, path: KeyPath) -> Place:
 
 
 def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe, or None and all that is wrong with it, in the order of the file."""
-    problems = {problem.path: problem for problem in document.problems}
-    suspects = {dotted(path) for path in problems}
+    """The recipe, or None and all that is wrong with it."""
     raw = copy.deepcopy(document.value)
+    problems = {problem.path: problem for problem in _left_to_do(document)}
+    faulty = {problem.path for problem in document.problems}
+    suspects = {dotted(path) for path in faulty | problems.keys()}
     recipe, details = _attempt(raw)
     for _ in range(MAX_ATTEMPTS):
-        for path, errors in _by_path(details).items():
+        for path, errors in _by_path(details, raw).items():
             kind = errors[0]["type"]
             if kind != "missing" or suspects.isdisjoint(_required(path)):
                 message, meant = _message(path, errors)
@@ -77,8 +80,16 @@ def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
         if suspects.isdisjoint(conflict.keys):
             path = tuple(int(part) if part.isdigit() else part for part in conflict.at.split("."))
             problems.setdefault(path, _problem(document, path, conflict.message, False))
-    ordered = sorted(problems.values(), key=lambda problem: problem.order)
-    return (None if ordered else recipe), ordered
+    # What is wrong with the YAML of a value is said, not what follows from it.
+    said = document.problems + [problem for path, problem in problems.items() if path not in faulty]
+    return (None if said else recipe), said
+
+
+def _left_to_do(document: Document) -> Iterator[Problem]:
+    """Values that whoever wrote the recipe left to be filled in: `TODO`, or `TODO: what is to be filled in`."""
+    for path, value in leaves(document.value):
+        if isinstance(value, str) and (match := TODO.fullmatch(value)):
+            yield _problem(document, path, f"is still to be filled in: {match[2] or _field(path)[1]}", False)
 
 
 def _required(path: KeyPath) -> set[str]:
@@ -97,6 +108,8 @@ def _attempt(raw: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
 
 def _mend(raw: Any, path: KeyPath, missing: bool) -> None:
     """Takes a wrong value out, or puts a placeholder in, so that the next attempt finds what is wrong with the rest."""
+    if path[0] == "data" and len(path) > 3:
+        path = path[:4]  # a key of a source, whole
     *parents, key = cast("tuple[Any, ...]", path)
     if isinstance(key, int) and path[0] != "data":
         *parents, key = parents
@@ -108,23 +121,33 @@ def _mend(raw: Any, path: KeyPath, missing: bool) -> None:
         raw.pop(key, None)
 
 
-def _by_path(details: list[ErrorDetails]) -> dict[KeyPath, list[ErrorDetails]]:
+def _by_path(details: list[ErrorDetails], raw: Any) -> dict[KeyPath, list[ErrorDetails]]:
     """The errors of each value; where no member of a union fits, only what is wrong deepest inside."""
     found: dict[KeyPath, list[ErrorDetails]] = {}
     # Unknown keys first: one of them may be the missing key under another name.
     for detail in sorted(details[:MAX_ERRORS], key=lambda detail: detail["type"] != "extra_forbidden"):
-        path = detail["loc"]
-        if detail["type"] != "extra_forbidden":
-            path = tuple(part for part in path if isinstance(part, int) or not UNION_MEMBERS.fullmatch(part))
-        found.setdefault(path, []).append(detail)
+        found.setdefault(_in_document(detail["loc"], raw), []).append(detail)
     inner = {path: any(other[: len(path)] == path != other for other in found) for path in found}
     return {path: errors for path, errors in found.items() if not inner[path]}
 
 
+def _in_document(location: KeyPath, raw: Any) -> KeyPath:
+    """The location without the names that pydantic gives to the members of a union."""
+    path: list[str | int] = []
+    for part in location:
+        if isinstance(part, str) != isinstance(raw, dict):
+            continue
+        path.append(part)
+        if isinstance(raw, dict):
+            raw = raw.get(part)
+        else:
+            raw = raw[part] if isinstance(raw, list) and isinstance(part, int) else None
+    return tuple(path)
+
+
 def _problem(document: Document, path: KeyPath, message: str, at_key: bool) -> Problem:
     place = place_of(document, path)
-    order = (place.line, place.column) if place.line else (sys.maxsize, 0)
-    return Problem(path, place.of_key if at_key else place.of_value, order, message)
+    return Problem(path, place.of_key if at_key else place.of_value, message)
 
 
 def _message(path: KeyPath, errors: list[ErrorDetails]) -> tuple[str, str]:
@@ -136,14 +159,18 @@ def _message(path: KeyPath, errors: list[ErrorDetails]) -> tuple[str, str]:
         return f"is missing. {description}", ""
     value = first["input"]
     accepted = " or ".join(dict.fromkeys(_accepted(error) for error in errors))
-    expected = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
+    expected = [word for error in errors for word in re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))]
     message = f"{'is empty' if value is None else shown(value)}, must be {accepted}{nearest_value(value, expected)}"
     if value is None and default is not None:
         message += f"; remove the line for the default ({default})"
+    elif value is None and dotted(path) in SECTIONS:
+        message += "; give it a key below, or remove the line"
     return message, ""
 
 
 def _accepted(error: ErrorDetails) -> str:
+    if error["type"] == "too_short" and isinstance(error["input"], dict):
+        return "a section with at least one key"
     accepted = ACCEPTED.get(error["type"]) or error["msg"].removeprefix("Input should be ").removeprefix("must be ")
     if isinstance(error["input"], str) and error["type"] in ("int_type", "float_type") and error["input"].isdigit():
         return f"{accepted} (without quotes)"
@@ -161,3 +188,14 @@ def _field(path: KeyPath) -> tuple[str | None, str]:
         return None, ""
     plain = field.default is None or isinstance(field.default, (str, int, float))
     return (shown(field.default) if plain and not field.is_required() else None), field.description or ""
+
+
+def refusal(path: KeyPath, value: Any) -> str:
+    """What is wrong with `value` at `path` on its own, whatever else the recipe says; "" if nothing."""
+    raw: dict[str, Any] = expand({"model": PLACEHOLDER, "data": PLACEHOLDER, "output_dir": PLACEHOLDER})
+    node: Any = raw
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+    node[path[-1]] = value
+    found = _by_path(_attempt(raw)[1], raw)
+    return "; ".join(_message(at, errors)[0] for at, errors in found.items() if at[: len(path)] == path)

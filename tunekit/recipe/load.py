@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, cast
 
 from pydantic import BaseModel
 
 from tunekit.errors import RecipeError
+from tunekit.recipe.compose import fill_places, read_recipe, recipe_of_text
 from tunekit.recipe.derive import derive
 from tunekit.recipe.explain import place_of, validate
-from tunekit.recipe.parse import NEEDED, Document, KeyPath, Place, dotted, parse, read_text, scalar
-from tunekit.recipe.schema import SYNONYMS, Recipe, expand
-
-MAX_SHOWN = 100
+from tunekit.recipe.override import override
+from tunekit.recipe.parse import Document, KeyPath, dotted
+from tunekit.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -27,32 +26,29 @@ class Resolved:
 
 
 def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Resolved:
-    """Reads a recipe file and applies overrides such as `train.seed=1` or `data.train.0.path=x.jsonl`, in their order.
+    """Reads a recipe file and applies overrides: `train.seed=1`, `data.train.0.path=x.jsonl`, `~data.eval`, in order.
 
-    Raises `RecipeError` that names all that is wrong, a line for each: file:line:column, key, value, what is accepted.
+    Raises `RecipeError` that names all that is wrong: file:line:column, key, value, what is accepted, and the line.
     """
-    source = fspath(path)
-    document = parse(read_text(source), source)
-    if not isinstance(document.value, dict):
-        place = document.places[()]
-        found = "is empty" if document.value is None else "does not hold keys with values"
-        raise RecipeError(f"{place.of_value}: {found}", NEEDED)
-    _rename_synonyms(document)
-    document.value = expand(document.value)
-    for override in overrides:
-        _override(document, override)
+    document = read_recipe(fspath(path))
+    for text in overrides:
+        override(document, text)
+    fill_places(document)
+    return _resolve(document)
+
+
+def load_text(text: str, source: str) -> Resolved:
+    """The recipe that `text` is; messages call it `source`. Raises `RecipeError` like `load`."""
+    return _resolve(recipe_of_text(text, source))
+
+
+def _resolve(document: Document) -> Resolved:
     recipe, problems = validate(document)
     if recipe is None:
-        raise RecipeError("\n".join(map(str, problems)))
+        raise RecipeError(document.report(problems))
     final, derived = derive(recipe)
     origins = {dotted(leaf): _origin(document, leaf, given) for leaf, given in _leaves(recipe)}
     return Resolved(final, origins | dict.fromkeys(derived, "derived"))
-
-
-def _rename_synonyms(document: Document) -> None:
-    for theirs, ours in SYNONYMS.items():
-        if ours not in document.places and theirs in document.places:
-            document.places[ours] = document.places.pop(theirs)
 
 
 def _origin(document: Document, leaf: KeyPath, given: bool) -> str:
@@ -68,63 +64,7 @@ def _leaves(model: BaseModel, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, b
         elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
             for index, item in enumerate(value):
                 yield from _leaves(item, (*path, index))
+        elif isinstance(value, dict):
+            yield from (((*path, key), True) for key in value)
         else:
             yield path, name in model.model_fields_set
-
-
-def _override(document: Document, override: str) -> None:
-    """Sets one value of the document. Missing sections are made; an item after the last one of a list is appended."""
-    source = f"override `{override if len(override) <= MAX_SHOWN else override[:MAX_SHOWN] + '...'}`"
-    name, equals, text = override.partition("=")
-    keys = tuple(name.strip().split("."))
-    if not equals or not all(keys) or not name.isprintable():
-        raise RecipeError(f"override {override!r}: is not of the form key=value or section.key=value")
-    keys = next((ours for theirs, ours in SYNONYMS.items() if theirs == keys), keys)
-    value, inside = _override_value(text.strip(), source)
-    path = _assign(document.value, keys, value, source)
-    document.value = expand(document.value)
-    document.places = {known: place for known, place in document.places.items() if known[: len(path)] != path}
-    document.places.update({(*path, *rest): Place(source) for rest in inside})
-
-
-def _override_value(text: str, source: str) -> tuple[Any, list[KeyPath]]:
-    """A flow list, flow mapping or quoted text as YAML, anything else as one plain scalar (`a: b` is text).
-
-    Also the path of each value inside.
-    """
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise RecipeError(f"{source!a}: is not UTF-8 text")
-    if not text.startswith(("[", "{", '"', "'")):
-        return scalar(text), [()]
-    document = parse(text, source)
-    if document.problems:
-        raise RecipeError(str(document.problems[0]))
-    return document.value, list(document.places)
-
-
-def _assign(root: Any, keys: tuple[str, ...], value: Any, source: str) -> KeyPath:
-    """Sets the value that `keys` lead to and returns its path."""
-    node, path = root, cast("KeyPath", ())
-    for key, following in zip(keys, (*keys[1:], ""), strict=True):
-        part = _part(node, key, path, source)
-        if isinstance(node, list) and part == len(node):
-            node.append(None)
-        if not following:
-            node[part] = value
-        elif (node[part] if isinstance(node, list) else node.get(part)) is None:
-            node[part] = [] if following.isdecimal() else {}
-        node, path = node[part], (*path, part)
-    return path
-
-
-def _part(node: Any, key: str, path: KeyPath, source: str) -> Any:
-    """The key, as an index where `node` is a list."""
-    if isinstance(node, dict):
-        return key
-    if not isinstance(node, list):
-        raise RecipeError(f"{source}: {dotted(path)} is a single value, without keys of its own")
-    if not key.isdecimal() or len(key) > 6 or int(key) > len(node):
-        raise RecipeError(
-            f"{source}: {dotted(path)} is a list of {len(node)}; name an item from 0, or {len(node)} to add one"
-        )
-    return int(key)

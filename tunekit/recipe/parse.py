@@ -7,6 +7,7 @@ is ten. Tags, anchors and directives are refused, so a recipe can neither build 
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -28,9 +29,13 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from tunekit.errors import RecipeError
+from tunekit.recipe.excerpt import Spot, excerpt, split_lines, spot_at
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
 MAX_DEPTH = 32
+MAX_VALUES = 10_000
+MAX_PROBLEMS = 50
+SHARED = "write the value out, or share it between recipes with extends: FILE"
 NEEDED = "A recipe needs at least the keys model, data and output_dir."
 MAX_DIGITS = 400
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -57,12 +62,12 @@ class Place(NamedTuple):
     key_column: int = 0
 
     @property
-    def of_value(self) -> str:
-        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+    def of_value(self) -> Spot:
+        return Spot(self.source, self.line, self.column)
 
     @property
-    def of_key(self) -> str:
-        return f"{self.source}:{self.key_line}:{self.key_column}" if self.line else self.source
+    def of_key(self) -> Spot:
+        return Spot(self.source, self.key_line, self.key_column) if self.line else Spot(self.source)
 
     @property
     def origin(self) -> str:
@@ -70,29 +75,57 @@ class Place(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong; `at` is how the place is printed, `order` where it sorts."""
+    """One thing that is wrong with the value at `path`."""
 
     path: KeyPath
-    at: str
-    order: tuple[int, int]
+    spot: Spot
     message: str
 
     def __str__(self) -> str:
-        return f"{self.at}: {dotted(self.path)}: {self.message}" if self.path else f"{self.at}: {self.message}"
+        return f"{self.spot}: {dotted(self.path)}: {self.message}" if self.path else f"{self.spot}: {self.message}"
 
 
 @dataclass
 class Document:
-    """The values of a recipe as written, with the place of each and what is wrong with the YAML itself."""
+    """The values of a recipe as written, with the place of each and what is wrong with the YAML itself.
 
-    source: str
+    lines: of each file that it was read from, the recipe's own first
+    """
+
     value: Any
     places: dict[KeyPath, Place]
+    lines: dict[str, list[str]]
     problems: list[Problem] = field(default_factory=list)
+
+    def report(self, problems: list[Problem]) -> str:
+        """What is wrong in the order of the files, each with its line, those of overrides last."""
+        files = list(self.lines)
+
+        def order(problem: Problem) -> tuple[int, Spot]:
+            source = problem.spot.source
+            return files.index(source) if source in self.lines else len(files), problem.spot
+
+        ordered = sorted(problems, key=order)
+        said = [self.quote(problem.spot, str(problem)) for problem in ordered[:MAX_PROBLEMS]]
+        more = [f"... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        return "\n".join(said + more)
+
+    def quote(self, spot: Spot, message: str) -> str:
+        """The message, with the line that it is about if that is one of a file."""
+        return message + excerpt(spot, self.lines.get(spot.source, []))
 
 
 def dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
+
+
+def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Each single value (or empty list or section) inside `value`, with its path."""
+    if not value or not isinstance(value, (dict, list)):
+        yield path, value
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from leaves(item, (*path, key))
 
 
 def scalar(text: str) -> Any:
@@ -124,45 +157,61 @@ def read_text(path: str) -> str:
     except ValueError as error:
         raise RecipeError(f"{path!r}: is not a file name: {error}") from None
     if len(raw) > MAX_BYTES:
+        limit = f"{MAX_BYTES >> 10} KiB"
         raise RecipeError(
-            f"{path}: is larger than 1 MiB", "A recipe is a few lines of YAML; name the data by its path."
+            f"{path}: is larger than {limit}", "A recipe is a few lines of YAML; name the data by its path."
         )
+    raw = raw.removeprefix(BOM_UTF8)
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = raw[: error.start]
-        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        raise RecipeError(f"{path}:{line}:{column}: is not UTF-8 text", "Save the recipe as UTF-8.") from None
+        text = raw.decode("utf-8", "replace")
+        spot = spot_at(text, len(raw[: error.start].decode()), path)
+        found = ", but UTF-16" if raw[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else ""
+        message = f"{spot}: is not UTF-8 text{found}{excerpt(spot, split_lines(text))}"
+        raise RecipeError(message, "Save the recipe as UTF-8.") from None
 
 
-def parse(text: str, source: str) -> Document:
-    """`text` as a document. Raises `RecipeError` with file, line and column where it is not YAML at all."""
-    document = Document(source, None, {})
+def parse(text: str, source: str, *, quoted: bool = True) -> Document:
+    """`text` as a document, whose messages quote its lines if `quoted`.
+
+    Raises `RecipeError` with file, line and column where it is not YAML at all.
+    """
+    document = Document(None, {}, {source: split_lines(text)} if quoted else {})
     try:
-        _Builder(document, YAML(typ="safe", pure=True).parse(text)).build()
+        _Builder(document, source, YAML(typ="safe", pure=True).parse(text)).build()
     except ReaderError as error:
-        before = text[: error.position]
-        at = f"{source}:{before.count(chr(10)) + 1}:{error.position - before.rfind(chr(10))}"
-        raise RecipeError(f"{at}: the character U+{ord(text[error.position]):04X} is not allowed in YAML") from None
+        spot = spot_at(text, error.position, source)
+        message = f"{spot}: the character U+{ord(text[error.position]):04X} is not allowed in YAML"
+        raise RecipeError(document.quote(spot, message)) from None
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        if "'\\t'" in str(error.problem):
-            raise RecipeError(
-                f"{at}: a tab between or before keys", "YAML is laid out with spaces; replace the tab."
-            ) from None
-        fix = 'Put a value that holds ": " in quotes.' if "mapping values" in str(error.problem) else ""
-        raise RecipeError(f"{at}: not valid YAML: {error.problem or error.context}", fix) from None
+        raise _not_yaml(error, document, source) from None
     except YAMLError as error:
         raise RecipeError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
     return document
 
 
+def _not_yaml(error: MarkedYAMLError, document: Document, source: str) -> RecipeError:
+    mark, what = error.problem_mark or error.context_mark, str(error.problem or error.context)
+    if ("stream end" in what or "end of stream" in what) and error.context_mark:
+        mark, what = error.context_mark, "what begins here has no end"
+    spot = Spot(source, mark.line + 1, mark.column + 1) if mark else Spot(source)
+    if "'\\t'" in what:
+        message, fix = "a tab between or before keys", "YAML is laid out with spaces; replace the tab."
+    else:
+        message, fix = f"not valid YAML: {what}", ""
+    if "mapping values" in what:
+        fix = 'Put a value that holds ": " in quotes.'
+    return RecipeError(document.quote(spot, f"{spot}: {message}"), fix)
+
+
 class _Builder:
     """Builds values from the parser's events, because events still show tags, anchors and repeated keys."""
 
-    def __init__(self, document: Document, events: Iterator[Any]) -> None:
+    def __init__(self, document: Document, source: str, events: Iterator[Any]) -> None:
         self.document = document
+        self.source = source
+        self.num_values = 0
         self.events = events
 
     def build(self) -> None:
@@ -174,18 +223,27 @@ class _Builder:
                     raise self._fatal(event.start_mark, "a directive (%...) stands above this; remove it")
                 self.document.value = self._value(next(self.events), (), None)
             elif isinstance(event, StreamEndEvent) and not self.document.places:
-                raise RecipeError(f"{self.document.source}: is empty", NEEDED)
+                raise RecipeError(f"{self.source}: is empty", NEEDED)
 
     def _fatal(self, mark: StreamMark, message: str) -> RecipeError:
-        return RecipeError(f"{self.document.source}:{mark.line + 1}:{mark.column + 1}: {message}")
+        spot = self._spot(mark)
+        return RecipeError(self.document.quote(spot, f"{spot}: {message}"))
+
+    def _spot(self, mark: StreamMark) -> Spot:
+        return Spot(self.source, mark.line + 1, mark.column + 1)
 
     def _value(self, event: Any, path: KeyPath, key: StreamMark | None) -> Any:
-        mark, key = event.start_mark, key or event.start_mark
-        place = Place(self.document.source, mark.line + 1, mark.column + 1, key.line + 1, key.column + 1)
-        self.document.places[path] = place
+        empty = isinstance(event, ScalarEvent) and not event.value and event.implicit[0]
+        # The parser puts nothing where the next thing begins, lines below.
+        mark = key if empty and key else event.start_mark
+        key = key or mark
+        self.document.places[path] = Place(*self._spot(mark), key.line + 1, key.column + 1)
+        self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise self._fatal(mark, f"more than {MAX_VALUES:,} values; a recipe is a few lines of YAML")
         if len(path) > MAX_DEPTH:
             raise self._fatal(mark, f"nested more than {MAX_DEPTH} levels deep")
-        self._refuse(event, path, place)
+        self._refuse(event, path)
         if isinstance(event, ScalarEvent):
             if _SURROGATE.search(event.value):
                 raise self._fatal(mark, r"half a character; write one beyond U+FFFF as itself or as \UXXXXXXXX")
@@ -194,16 +252,19 @@ class _Builder:
             return self._sequence(path)
         return self._mapping(path) if isinstance(event, MappingStartEvent) else None
 
-    def _refuse(self, event: Any, path: KeyPath, place: Place) -> None:
+    def _refuse(self, event: Any, path: KeyPath) -> None:
         found, tag = "", str(getattr(event, "tag", "")).replace("tag:yaml.org,2002:", "!!")
         if isinstance(event, AliasEvent):
-            found = f"an alias (*{event.anchor}) is not accepted; write the value out"
+            found = f"an alias (*{event.anchor}) is not accepted; {SHARED}"
         elif event.tag is not None:
             found = f"a tag ({tag}) is not accepted; write the plain value"
         elif event.anchor:
-            found = f"an anchor (&{event.anchor}) is not accepted; remove it"
-        if found:
-            self.document.problems.append(Problem(path, place.of_value, (place.line, place.column), found))
+            found = f"an anchor (&{event.anchor}) is not accepted; {SHARED}"
+        if found and path[-1:] != ("<<",):
+            self._problem(path, event.start_mark, found)
+
+    def _problem(self, path: KeyPath, mark: StreamMark, message: str) -> None:
+        self.document.problems.append(Problem(path, self._spot(mark), message))
 
     def _sequence(self, path: KeyPath) -> list[Any]:
         items: list[Any] = []
@@ -218,14 +279,15 @@ class _Builder:
             if not isinstance(event, ScalarEvent) or not event.value.isprintable():
                 raise self._fatal(mark, "a key must be one word of printable text")
             child = (*path, event.value)
-            self._refuse(event, child, Place(self.document.source, mark.line + 1, mark.column + 1))
+            if event.value == "<<" and event.implicit[0]:
+                self._problem(child, mark, f"a merge key is not accepted; {SHARED}")
+            else:
+                self._refuse(event, child)
             first = self.document.places.get(child)
             value = self._value(next(self.events), child, mark)
             if first is None:
                 items[event.value] = value
                 continue
-            at = f"{self.document.source}:{mark.line + 1}:{mark.column + 1}"
-            message = f"is given twice, first in line {first.key_line}; remove one of the two"
-            self.document.problems.append(Problem(child, at, (mark.line + 1, mark.column + 1), message))
+            self._problem(child, mark, f"is given twice, first in line {first.key_line}; remove one of the two")
             self.document.places[child] = first
         return items

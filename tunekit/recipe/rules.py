@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tunekit.recipe.schema import Recipe
+from tunekit.recipe.schema import Data, Recipe, Source
+
+MEMORY = "memory:"
+ONE_FILE = re.compile(r".*\.(jsonl|json|csv|tsv|parquet)(\.gz)?", re.IGNORECASE)
+LIST_IN_FILE = re.compile(r".*\.json(\.gz)?", re.IGNORECASE)
+PATTERN = re.compile(r"[*?\[]")
 
 
 class Conflict(NamedTuple):
@@ -22,6 +28,13 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     yield from _batch(recipe)
     yield from _warmup(recipe)
     yield from _held_out(recipe)
+    yield from _streaming(recipe)
+    yield from _system(recipe)
+    yield from _packing(recipe)
+    for part, sources in (("train", recipe.data.train), ("eval", recipe.data.eval or [])):
+        yield from _shares(part, sources)
+        for index, source in enumerate(sources):
+            yield from _source(f"data.{part}.{index}", source)
 
 
 def _weights(recipe: Recipe) -> Iterator[Conflict]:
@@ -64,16 +77,97 @@ def _warmup(recipe: Recipe) -> Iterator[Conflict]:
 
 def _held_out(recipe: Recipe) -> Iterator[Conflict]:
     data, evaluation = recipe.data, recipe.eval
-    keys = ("data.eval", "data.eval_split")
+    keys = ("data.eval", "data.eval_split", "data.streaming")
     if data.eval is not None and data.eval_split:
         yield Conflict("data.eval_split", keys, "excludes data.eval; remove one of the two")
-    if data.eval is not None or data.eval_split != 0:
+    streamed = data.streaming and data.eval_split is None
+    if data.eval is not None or (data.eval_split != 0 and not streamed):
         return
+    fix = "give data.eval or data.eval_split: 100" if streamed else "remove data.eval_split: 0, give data.eval"
     for name, wanted in (
         ("early_stopping_patience", evaluation.early_stopping_patience is not None),
         ("load_best_model_at_end", evaluation.load_best_model_at_end),
         ("metrics", bool(evaluation.metrics)),
     ):
         if wanted:
-            message = "needs held-out rows; remove data.eval_split: 0, give data.eval, or remove this key"
-            yield Conflict(f"eval.{name}", (*keys, f"eval.{name}"), message)
+            yield Conflict(f"eval.{name}", (*keys, f"eval.{name}"), f"needs held-out rows; {fix}, or remove this key")
+
+
+def _streaming(recipe: Recipe) -> Iterator[Conflict]:
+    data, defaults = recipe.data, Data.model_fields
+    at = "data.streaming"
+    if not data.streaming:
+        # A dumped recipe holds every key; only another value than the default was meant.
+        if data.shuffle_buffer != defaults["shuffle_buffer"].default:
+            keys = ("data.shuffle_buffer", at)
+            yield Conflict(keys[0], keys, "has no effect without streaming; add streaming: true, or remove this key")
+        return
+    if recipe.train.max_steps is None:
+        message = "needs train.max_steps, since the length of a stream is not known; give it, or remove streaming"
+        yield Conflict(at, (at, "train.max_steps"), message)
+    if data.max_length is None:
+        message = "needs data.max_length, since rows are packed before all are seen; give it, or remove streaming"
+        yield Conflict(at, (at, "data.max_length"), message)
+    if isinstance(data.eval_split, float):
+        message = "cannot be a share with streaming; give a number of rows, or data.eval"
+        yield Conflict("data.eval_split", (at, "data.eval_split", "data.eval"), message)
+
+
+def _system(recipe: Recipe) -> Iterator[Conflict]:
+    data, keys = recipe.data, ("data.system_mode", "data.system")
+    if data.system_mode == "replace" and data.system is None:
+        yield Conflict(keys[0], keys, "replace needs data.system; give it, or set system_mode: drop (or keep)")
+    if data.system_mode == "drop" and data.system is not None:
+        yield Conflict(keys[0], keys, "drop excludes data.system; remove one of the two, or set system_mode: replace")
+
+
+def _packing(recipe: Recipe) -> Iterator[Conflict]:
+    attention = recipe.model.attn_implementation
+    if recipe.data.packing and attention != "auto":
+        message = (
+            f"needs model.attn_implementation: auto, which keeps packed examples apart, and not {attention}; "
+            "remove that key, or set packing: false"
+        )
+        yield Conflict("data.packing", ("data.packing", "model.attn_implementation"), message)
+
+
+def _shares(part: str, sources: list[Source]) -> Iterator[Conflict]:
+    """Weights are those of training, and of all its sources or of none."""
+    places = [f"data.{part}.{index}" for index in range(len(sources))]
+    given = [source.weight is not None for source in sources]
+    keys = (f"data.{part}", *places, *(f"{place}.weight" for place in places))
+    if part == "eval":
+        for place, has in zip(places, given, strict=True):
+            if has:
+                message = "has no meaning for held-out rows, which are all measured; remove it"
+                yield Conflict(f"{place}.weight", keys, message)
+    elif any(given) and not all(given):
+        missing = [place for place, has in zip(places, given, strict=True) if not has]
+        message = f"has no weight, others of data.train have one; give it {missing[0]}.weight, or remove the others"
+        yield Conflict(missing[0], keys, message)
+
+
+def _source(at: str, source: Source) -> Iterator[Conflict]:
+    """What the path of a source alone, without a look at the disk, says about its other keys."""
+    path = source.path
+    in_memory, one_file = path.startswith(MEMORY), ONE_FILE.fullmatch(path) is not None
+    if path == MEMORY:
+        yield Conflict(f"{at}.path", (f"{at}.path",), "needs the name of a data set behind memory:")
+    for key in ("name", "split", "revision", "data_files", "field"):
+        if getattr(source, key) is None:
+            continue
+        why = ""
+        if in_memory:
+            why = f"has no meaning for {path}, which is already in memory"
+        elif one_file and key in ("name", "split", "revision"):
+            why = f"is for data sets of the hub, and {path} is a file"
+        elif one_file and key == "data_files":
+            why = f"chooses files of a folder or hub repository, and {path} {_is(path)}"
+        elif one_file and key == "field" and not LIST_IN_FILE.fullmatch(path):
+            why = f"is for a JSON file with one object, and {path} has a row on each line"
+        if why:
+            yield Conflict(f"{at}.{key}", (at, f"{at}.path", f"{at}.{key}"), f"{why}; remove {key}")
+
+
+def _is(path: str) -> str:
+    return "is a pattern itself" if PATTERN.search(path) else "is a file"

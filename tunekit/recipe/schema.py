@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tunekit.recipe.types import (
     LEFT_OUT,
     Count,
     Derived,
-    Layer,
+    Layers,
     Names,
     Positive,
+    RowsOrShare,
     Section,
     Text,
-    Tracker,
-    as_tuple,
-    layers,
-    rows_or_share,
+    Trackers,
 )
 
+EXTENDS = "extends"  # the key of a recipe file that names its bases; a loaded recipe has none
+SHORT_FORMS = {"model": "name_or_path", "adapter": "type", "data": "train"}  # what a section that is one word means
 SYNONYMS = {
     ("train", "gradient_checkpointing"): ("train", "activation_checkpointing"),
 }
@@ -73,7 +73,7 @@ class Adapter(Section):
 
 
 class Freeze(Section):
-    layers: Annotated[tuple[Layer, ...], BeforeValidator(layers)] = Field(
+    layers: Layers = Field(
         default=(), description='Decoder layers that stay as they are, from 0: "0-19", "0-3,7" or a list.'
     )
     embeddings: bool = Field(default=False, description="Whether the token embeddings stay as they are.")
@@ -108,7 +108,9 @@ class Source(Section):
         description='Our key: a column of the rows (prompt: question), or a text with columns in braces ("{a} {b}").',
     )
     weight: Positive | None = Field(
-        default=None, description="Share of the trained tokens, relative to the weights of the other sources."
+        default=None,
+        description="Share of the trained tokens, relative to the weights of the other sources; for all of data.train "
+        "or none.",
     )
 
 
@@ -117,9 +119,10 @@ class Data(Section):
     eval: Annotated[list[Source], Field(min_length=1)] | None = Field(
         default=None, description="Where the held-out rows come from."
     )
-    eval_split: Annotated[float | int | None, AfterValidator(rows_or_share)] = Field(
+    eval_split: RowsOrShare | None = Field(
         default=None,
-        description="Training rows to hold out: a share, a number, 0: none; null: 10 %, at most 100. Excludes eval.",
+        description="Training rows to hold out: a share, a number, 0: none; null: 10 %, at most 100. Excludes eval. "
+        "With streaming only a number, taken from the start of the stream, and null is 0.",
     )
     max_length: Count | None = Field(
         default=None, description="Most tokens in a row; null: the model's context length."
@@ -128,7 +131,7 @@ class Data(Section):
         default="error",
         description="Rows over max_length: error ends the run where they are over 1 % of all, else drops them.",
     )
-    max_rejected: Annotated[float | int, AfterValidator(rows_or_share)] = Field(
+    max_rejected: RowsOrShare = Field(
         default=0,
         description="Malformed rows to accept, a number or a share: they are left out and go to rejected.jsonl.",
     )
@@ -137,9 +140,13 @@ class Data(Section):
         description="Fill each row of a batch with whole, isolated examples up to max_length (null: the longest row).",
     )
     streaming: bool = Field(
-        default=False, description="Read and tokenise while training, in constant memory, instead of before it."
+        default=False,
+        description="Read and tokenise while training, in constant memory, instead of before it. Needs max_length and "
+        "train.max_steps.",
     )
-    shuffle_buffer: Count = Field(default=10_000, description="Rows that streaming shuffles together.")
+    shuffle_buffer: Count = Field(
+        default=10_000, description="Rows that streaming shuffles together; not with train.sampling: sequential."
+    )
     loss_on: Literal["assistant", "last", "completion", "all"] = Field(
         default="assistant",
         description="Which tokens are trained: all assistant turns, the last one, the completion, or all.",
@@ -238,9 +245,7 @@ class Recipe(Section):
     save: Save = Field(default=Save(), description="When checkpoints are written.")
     output_dir: Text = Field(description="Folder that receives all that the run writes.")
     run_name: Text | None = Field(default=None, description="Name of the run in the trackers.")
-    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(as_tuple)] = Field(
-        default=(), description="Trackers that receive the metrics, besides metrics.jsonl."
-    )
+    report_to: Trackers = Field(default=(), description="Trackers that receive the metrics, besides metrics.jsonl.")
     resume: Text = Field(
         default="never",
         description="auto: from the newest good checkpoint in output_dir; never; or a checkpoint's path.",
@@ -263,7 +268,7 @@ def expand(raw: Any) -> Any:
     if not isinstance(raw, dict):
         return raw
     raw = dict(raw)
-    for section, key in (("model", "name_or_path"), ("adapter", "type"), ("data", "train")):
+    for section, key in SHORT_FORMS.items():
         if isinstance(raw.get(section), str):
             raw[section] = {key: raw[section]}
     if isinstance(raw.get("report_to"), str):

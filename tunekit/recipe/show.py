@@ -17,10 +17,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./~@+-]*")
 
 def as_yaml(resolved: Resolved) -> str:
     """The whole recipe, the origin of each value in a comment beside it."""
-    lines = list(_lines(resolved.recipe.model_dump(mode="json"), 0, ""))
-    column = min(max(len(text) for text, _ in lines), MAX_COLUMN)
+    shown = list(lines(resolved.recipe.model_dump(mode="json")))
+    column = min(max(len(text) for text, _ in shown), MAX_COLUMN)
     return "".join(
-        f"{text.ljust(column)}  # {resolved.origins[path]}\n" if path else f"{text}\n" for text, path in lines
+        f"{text.ljust(column)}  # {resolved.origins[path]}\n" if path else f"{text}\n" for text, path in shown
     )
 
 
@@ -31,29 +31,30 @@ def as_dict(resolved: Resolved) -> dict[str, Any]:
 
 def dump(recipe: Recipe) -> str:
     """The whole recipe; loaded again, it resolves to an equal one."""
-    return "".join(f"{text}\n" for text, _ in _lines(recipe.model_dump(mode="json"), 0, ""))
+    return "".join(f"{text}\n" for text, _ in lines(recipe.model_dump(mode="json")))
 
 
-def _lines(section: dict[str, Any], indent: int, prefix: str) -> Iterator[tuple[str, str]]:
+def lines(section: dict[str, Any], indent: int = 0, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Each line, with the dotted path of the value on it ("" for a line that only opens a section)."""
     for key, value in section.items():
-        start, path = f"{' ' * indent}{key}:", f"{prefix}{key}"
+        start, path = f"{' ' * indent}{flow(key)}:", f"{prefix}{key}"
         if isinstance(value, dict):
             yield start, ""
-            yield from _lines(value, indent + 2, f"{path}.")
+            yield from lines(value, indent + 2, f"{path}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             yield start, ""
             for index, item in enumerate(value):
-                (first, leaf), *rest = _lines(item, indent + 4, f"{path}.{index}.")
+                (first, leaf), *rest = lines(item, indent + 4, f"{path}.{index}.")
                 yield f"{' ' * (indent + 2)}- {first.lstrip()}", leaf
                 yield from rest
         else:
-            yield f"{start} {_flow(value)}", path
+            yield f"{start} {flow(value)}", path
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
+    """A single value, or a list of them, as it stands behind a key."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
+        return f"[{', '.join(map(flow, value))}]"
     if not isinstance(value, str):
         return json.dumps(value)
     return value if _PLAIN.fullmatch(value) and scalar(value) == value else _quoted(value)
@@ -61,5 +62,9 @@ def _flow(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     """Double-quoted YAML: JSON, but with characters that YAML refuses or folds escaped."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08X}" for char in quoted)
+    return printable(json.dumps(text, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """The text in one line, with what a terminal would not show escaped."""
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08X}" for char in text)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_LAYER = 9999
+_RANGE = r"\s*[0-9]{1,4}\s*(-\s*[0-9]{1,4}\s*)?"
+LAYERS = rf"^{_RANGE}(,{_RANGE})*$"
 LEFT_OUT: Any = None
 
 
@@ -34,10 +45,10 @@ def layers(value: Any) -> Any:
     return tuple(sorted(layers))
 
 
-def rows_or_share(value: float | int | None) -> float | int | None:
-    if value is None or (isinstance(value, int) and value >= 0) or 0 < value < 1:
+def rows_or_share(value: float | int) -> float | int:
+    if (isinstance(value, int) and value >= 0) or 0 < value < 1:
         return value
-    raise PydanticCustomError("eval_split", "must be a share of rows between 0 and 1, or a number of rows (0: none)")
+    raise PydanticCustomError("rows_or_share", "must be a share of rows between 0 and 1, or a number of rows (0: none)")
 
 
 T = TypeVar("T")
@@ -47,7 +58,21 @@ Names = Annotated[list[Text], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+RowsOrShare = Annotated[
+    float | int,
+    AfterValidator(rows_or_share),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, {"type": "integer", "minimum": 0}]}
+    ),
+]
 Layer = Annotated[int, Field(ge=0, le=MAX_LAYER)]
+Layers = Annotated[
+    tuple[Layer, ...],
+    BeforeValidator(layers, json_schema_input_type=tuple[Layer, ...] | Annotated[str, Field(pattern=LAYERS)]),
+]
+Trackers = Annotated[
+    tuple[Tracker, ...], BeforeValidator(as_tuple, json_schema_input_type=tuple[Tracker, ...] | Tracker)
+]
 
 
 class Section(BaseModel):

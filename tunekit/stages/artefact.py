@@ -1,6 +1,7 @@
 """The end of a training run: the artefact, its proof, the figures before and after."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tunekit.errors import StorageError
 from tunekit.models import export
 from tunekit.models.load import Location, weights_hash
 from tunekit.models.policy import Policy
-from tunekit.stages.assemble import Base
+from tunekit.stages.base import Base
 from tunekit.train.checkpoint import staged
 
 log = logging.getLogger("tunekit")
@@ -23,16 +24,19 @@ def base_passport(location: Location, policy: Policy) -> dict[str, Any]:
     return {"name": location.name, "revision": commit or location.revision, "sha256": weights_hash(location)}
 
 
-def write_artefact(policy: Policy, base: Base, folder: Path, facts: dict[str, Any]) -> float:
+def write_artefact(
+    policy: Policy, base: Base, folder: Path, facts: dict[str, Any], served: Sequence[dict[str, Any]]
+) -> float:
     """Writes `folder` (adapter or whole model), reloads it in a fresh process, and only then puts it in place.
 
-    Returns the largest difference of the logits on fixed prompts; `StorageError` above the bound or if it cannot load.
+    There the saved tokenizer must also render `served` (see `serving_examples`) to the ids that were trained. Returns
+    the largest difference of the logits on fixed prompts; `StorageError` above the bound or if it cannot load.
     """
     causal = policy.causal
     with export.serving_attention(causal):
         logits = export.fixed_logits(causal, base.tokenizer)
     passport = {"base_model": base_passport(base.location, policy), **facts}
-    return write_proven(policy.model, causal, base.tokenizer, folder, passport, logits)
+    return write_proven(policy.model, causal, base.tokenizer, folder, passport, logits, served)
 
 
 def write_proven(
@@ -42,14 +46,16 @@ def write_proven(
     folder: Path,
     passport: dict[str, Any],
     logits: dict[str, Tensor],
+    served: Sequence[dict[str, Any]] = (),
 ) -> float:
     """Puts `folder` in place once a fresh process reloaded it; the largest difference of its logits to `logits`.
 
-    Raises `StorageError` where it cannot be written or loaded, or its logits differ by more than rounding explains.
+    Raises `StorageError` where it cannot be written or loaded, its logits differ by more than rounding explains, or its
+    tokenizer renders one of `served` differently.
     """
     with staged(folder) as staging:
         export.save_artefact(model, causal, tokenizer, staging, passport)
-        difference = export.verify_in_fresh_process(staging, logits, causal.dtype, causal.device)
+        difference = export.verify_in_fresh_process(staging, logits, served, causal.dtype, causal.device)
         bound = export.bound(logits, causal.dtype)
         if not difference <= bound:  # NaN is no equality either
             raise StorageError(f"{folder}: reloaded, its logits differ by {difference:.3g} (bound {bound:g})")

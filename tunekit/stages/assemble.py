@@ -1,24 +1,17 @@
 """From a recipe to the parts of a run. With the stages themselves, the only place below the CLI that reads one."""
 
 import logging
-import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from tunekit.data import formats, sources
-from tunekit.data.plan import Plan
-from tunekit.data.prepare import Prepared, fingerprint, prepare, split
-from tunekit.data.prompts import Prompt, prompts_of
-from tunekit.data.rows import Conversation, Text
 from tunekit.errors import RecipeError
 from tunekit.models import adapters
 from tunekit.models.export import generation_config
-from tunekit.models.load import Location, context_length, load_model, load_tokenizer, locate, resolve_dtype
+from tunekit.models.load import load_model, resolve_dtype
 from tunekit.models.policy import Policy
-from tunekit.recipe.schema import Recipe, Source
+from tunekit.recipe.schema import Recipe
+from tunekit.stages.base import Base
+from tunekit.stages.rows import Rows
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
 from tunekit.train.loop import Evaluate, Schedule, Training, restore
@@ -27,67 +20,6 @@ from tunekit.train.report import MetricsFile
 from tunekit.train.step import Objective
 
 log = logging.getLogger("tunekit")
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model a run starts from, before anything heavy is loaded."""
-
-    location: Location
-    tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is trained on, what is held out (None: nothing), and the prompts of the held-out rows."""
-
-    train: Prepared
-    held_out: Prepared | None
-    prompts: list[Prompt]
-
-    def manifest(self) -> dict[str, Any]:
-        """Counts and content hashes, for `manifest.json`."""
-        parts = {"train": self.train} | ({"held_out": self.held_out} if self.held_out else {})
-        return {name: {**asdict(part.summary), "sha256": fingerprint(part.tokens)} for name, part in parts.items()}
-
-
-def find_base(recipe: Recipe) -> Base:
-    """Raises `RecipeError` for an adapter: training starts from whole weights."""
-    location = locate(recipe.model.name_or_path, recipe.model.revision)
-    if location.is_adapter:
-        raise RecipeError(
-            f"model: {location.name} is an adapter",
-            f"Merge it first (tunekit merge {location.name}) and name the merged folder as the model.",
-        )
-    return Base(location, load_tokenizer(location, recipe.data.chat_template))
-
-
-def read_rows(recipe: Recipe, base: Base) -> Rows:
-    """Reads, splits, renders and checks the data; what was found is said aloud."""
-    data = recipe.data
-    rows = _convert(data.train)
-    if data.eval:
-        held_out = _convert(data.eval)
-    else:
-        rows, held_out = split(rows, data.eval_split, recipe.train.seed)
-    max_length = data.max_length or context_length(base.location) or sys.maxsize
-
-    rule = {"max_length": max_length, **data.model_dump(include={"loss_on", "overlong", "system"})}
-
-    def prepared(part: list[Conversation | Text], name: str) -> Prepared:
-        log.info("%s data:", name)
-        return prepare(part, base.tokenizer, **rule)
-
-    train = prepared(rows, "training")
-    return Rows(train, prepared(held_out, "held-out") if held_out else None, prompts_of(held_out, data.system))
-
-
-def _convert(parts: list[Source]) -> list[Conversation | Text]:
-    rows: list[Conversation | Text] = []
-    for part in parts:
-        where = part.model_dump(exclude={"path", "format"})
-        rows += formats.convert(sources.read(part.path, **where), part.format)
-    return rows
 
 
 def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Policy:
@@ -104,8 +36,8 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
     elif recipe.freeze is not None:
         adapters.freeze(model, recipe.freeze.layers, recipe.freeze.embeddings)
     policy = Policy(model, compute, base.tokenizer.pad_token_id)
-    policy.causal.generation_config = generation_config(policy.causal, base.tokenizer, rows.train.terminators)
-    policy.prove([rows.train.tokens[0], rows.train.tokens[-1]])
+    policy.causal.generation_config = generation_config(policy.causal, base.tokenizer, rows.terminators)
+    policy.prove(rows.examples)
     if recipe.data.packing and not policy.flat:
         raise RecipeError(
             f"data.packing: true: packed examples would see each other in {base.location.name} with "
@@ -129,10 +61,10 @@ def make_training(
     folder: Path,
 ) -> Training:
     """The parts of the loop, at step 0; `base_model` identifies the weights that training starts from."""
-    settings, plan = recipe.train, _make_plan(recipe, rows)
+    settings, num_steps = recipe.train, rows.loader.num_steps
     warmup = settings.warmup_steps
     if warmup is None:
-        warmup = round((settings.warmup_ratio or 0) * plan.num_steps)
+        warmup = round((settings.warmup_ratio or 0) * num_steps)
     parameters = adapters.trained_parameters(policy)
     optimizer = make_optimizer(
         settings.optim, parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -144,11 +76,10 @@ def make_training(
     return Training(
         policy=policy,
         objective=objective,
-        rows=rows.train.tokens,
-        plan=plan,
+        loader=rows.loader,
         parameters=parameters,
         optimizer=optimizer,
-        learning_rate=make_schedule(schedule, optimizer, warmup_steps=warmup, num_steps=plan.num_steps),
+        learning_rate=make_schedule(schedule, optimizer, warmup_steps=warmup, num_steps=num_steps),
         max_grad_norm=settings.max_grad_norm,
         engine=engine,
         evaluate=evaluate,
@@ -162,20 +93,6 @@ def make_training(
         metrics=MetricsFile(folder / "metrics.jsonl"),
         checkpoints=folder / "checkpoints",
         contract=_contract(recipe, rows, policy, base_model, engine),
-    )
-
-
-def _make_plan(recipe: Recipe, rows: Rows) -> Plan:
-    settings, lengths = recipe.train, tuple(len(row.ids) for row in rows.train.tokens)
-    return Plan(
-        lengths=lengths,
-        batch_size=settings.per_device_train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-        epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps,
-        seed=settings.seed,
-        sampling=settings.sampling,
-        pack_to=(recipe.data.max_length or max(lengths)) if recipe.data.packing else None,
     )
 
 
@@ -215,7 +132,7 @@ def flat_values(recipe: Recipe) -> dict[str, Any]:
 
 def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
-    kept = ("model.", "adapter.", "freeze", "train.", "data.packing", "data.max_length")
+    kept = ("model.", "adapter.", "freeze", "train.", "data.packing", "data.max_length", "data.shuffle_buffer")
     values = {key: value for key, value in flat_values(recipe).items() if key.startswith(kept)}
     del values["train.logging_steps"]
     return {
@@ -223,6 +140,6 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
         "model.revision": base_model["revision"],
         "model.dtype": str(policy.dtype),
         "weights of the model (sha256)": base_model["sha256"],
-        "data (hash of ids and masks)": fingerprint(rows.train.tokens),
+        "data (hash of ids and masks)": rows.fingerprint,
         "world size": engine.world_size,
     }

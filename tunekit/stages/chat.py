@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunekit.data.rows import Prompt
 from tunekit.errors import DataError, RecipeError, TunekitError
 from tunekit.models.generate import Answer, prompt_ids, seed_sampling, stream
-from tunekit.models.serve import context_of, load_for_inference, trained_system
+from tunekit.models.serve import context_of, load_for_inference, trained_preparation
 
 log = logging.getLogger("tunekit")
 
@@ -54,7 +55,7 @@ class Session:
         kept = messages
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         while True:
-            ids = prompt_ids(self.tokenizer, (*system, *kept))
+            ids = prompt_ids(self.tokenizer, Prompt((*system, *kept), "this conversation"))
             if context is None or len(ids) + min(self.sampling["max_new_tokens"], context // 4) <= context:
                 break
             if len(kept) == 1 and len(ids) < context:
@@ -86,9 +87,9 @@ def run(name: str, *, prompt: str | None, system: str | None, seed: int | None, 
     if at_terminal:
         log.info("loading %s", name)
     model, tokenizer = load_for_inference(name)
-    prompt_ids(tokenizer, ({"role": "user", "content": "?"},))  # a tokenizer without a template fails now, not later
+    prompt_ids(tokenizer, Prompt(({"role": "user", "content": "?"},), name))  # without a template: fail now, not later
     seed_sampling(seed)
-    session = Session(model, tokenizer, trained_system(name) if system is None else system, sampling)
+    session = Session(model, tokenizer, trained_preparation(name)["system"] if system is None else system, sampling)
     if prompt is not None:
         _answer_plainly(session, prompt, as_json)
     elif at_terminal:

@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 import tunekit
 from tunekit.errors import MissingEnvironment
+from tunekit.files import cache_root
 
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
 GIB = 2**30
@@ -62,7 +63,7 @@ def report() -> dict[str, Any]:
         "missing_optional": {
             each.name: f"pip install 'tunekit[{each.extra}]'" for each in libraries if each.extra and not each.installed
         },
-        "cache": str(builtin.cache_root()),
+        "cache": str(cache_root()),
         "builtin_models": builtin.present(),
         "offline": {switch: os.environ.get(switch) for switch in OFFLINE_SWITCHES},
     }

@@ -26,24 +26,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.data import sources
 from tunekit.data.formats import FORMATS
-from tunekit.data.rows import Conversation
+from tunekit.data.formats.messages import read_chat
+from tunekit.data.formats.registry import Misfit
+from tunekit.data.formats.tools import read_tools
+from tunekit.data.messages import Refused, prepare_messages
+from tunekit.data.rows import Messages, Prompt, Rejected
+from tunekit.data.sources import Row, first_problems
 from tunekit.errors import DataError, MemoryExceeded, RecipeError, StorageError
-from tunekit.models.generate import Messages, complete, prompt_ids, seed_sampling
-from tunekit.models.serve import context_of, load_for_inference, trained_system
+from tunekit.models.generate import complete, prompt_ids, seed_sampling
+from tunekit.models.serve import context_of, load_for_inference, trained_preparation
 
 log = logging.getLogger("tunekit")
 
-CONVERSATIONS = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca"}  # key -> format
 BATCHES_SORTED_TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`prompt` as `complete` takes it, and `row`, what is written beside its completion."""
+    """What is asked, and `row`, what is written beside its completion."""
 
-    prompt: str | Messages
+    prompt: Prompt
     row: dict[str, Any]
-    source: str
 
 
 def run(
@@ -67,9 +70,9 @@ def run(
     destination = None if output is None else Path(output)
     if destination is not None and destination.exists():
         raise RecipeError(f"--output: {output} exists already", "Choose another name or remove it.")
-    rows = [({"prompt": prompt}, "--prompt")] if input_path is None else sources.read(input_path)
-    system = trained_system(name)
-    requests = [with_system(request(row, source, raw), system) for row, source in rows]
+    rows = [({"prompt": prompt}, "--prompt")] if input_path is None else _read(input_path)
+    preparation = trained_preparation(name)
+    requests = [prepared(request(row, source, raw), preparation) for row, source in rows]
     model, tokenizer = load_for_inference(name)
     _check_lengths(requests, tokenizer, context_of(model), sampling["max_new_tokens"])
     seed_sampling(seed)
@@ -88,49 +91,66 @@ def run(
     return {"rows": len(requests), "ended": ended, "seconds": seconds, "output": output}
 
 
-def with_system(asked: Request, system: str | None) -> Request:
-    """`asked` with the system prompt of training, if it is a conversation that has none."""
-    if system is None or isinstance(asked.prompt, str) or asked.prompt[0]["role"] == "system":
+def _read(path: str) -> list[Row]:
+    rows, rejected = [], []
+    for item in sources.find(path).rows():
+        if isinstance(item, Rejected):
+            rejected.append(f"{item.source}: {item.reason}")
+        else:
+            rows.append(item)
+    if rejected:
+        count = len(rejected)
+        raise DataError(f"{path}: {count} of {count + len(rows)} rows cannot be read:\n{first_problems(rejected)}")
+    return rows
+
+
+def prepared(asked: Request, preparation: dict[str, Any]) -> Request:
+    """`asked` with the system prompt and without the reasoning that training gave and took, if it is a conversation."""
+    if isinstance(asked.prompt.prompt, str):
         return asked
-    return replace(asked, prompt=({"role": "system", "content": system}, *asked.prompt))
+    try:
+        messages = prepare_messages(asked.prompt.prompt, **preparation).messages
+    except Refused as refused:
+        raise DataError(f"{asked.prompt.source}: {refused.reason}", refused.fix) from refused
+    return replace(asked, prompt=replace(asked.prompt, prompt=tuple(messages)))
 
 
 def request(row: dict[str, Any], source: str, raw: bool) -> Request:
     """What `row` asks; raises `DataError` with its place where that is nothing."""
     try:
-        prompt, reference, used = _asked(row, source)
-    except ValueError as error:
-        raise DataError(f"{source}: {error}") from error
+        prompt, reference, key = _asked(row, source)
+        tools = None if isinstance(prompt, str) else read_tools(row.get("tools"))
+    except Misfit as error:
+        raise DataError(f"{source}: {error.reason}", error.fix) from error
     if isinstance(prompt, tuple) and not prompt:
         raise DataError(f"{source}: there is nothing before the assistant's message, so nothing to answer")
     if raw and isinstance(prompt, tuple):
         raise DataError(f"{source}: --raw continues plain text, and this row is a conversation", "Leave --raw out.")
-    if isinstance(prompt, str) and not raw and "text" not in used:
+    if isinstance(prompt, str) and not raw and key != "text":
         prompt = ({"role": "user", "content": prompt},)
     kept = {key: value for key, value in row.items() if key != "completion"}
     if reference:
         kept.setdefault("reference", reference)
-    return Request(prompt, kept, source)
+    return Request(Prompt(prompt, source, tools), kept)
 
 
 def _asked(row: dict[str, Any], source: str) -> tuple[str | Messages, Any, str]:
-    """Prompt, reference and the key that they come from. Raises `ValueError` with the reason where there are none."""
-    for key, name in CONVERSATIONS.items():
+    """Prompt, reference and the key that they come from. Raises `Misfit` with the reason where there are none."""
+    for key in ("messages", "conversations"):
         if row.get(key) is not None:
-            converted = FORMATS[name].convert({"output": "", **row}, source)
-            assert isinstance(converted, Conversation)
-            return *_cut(converted.messages), key
+            return *_cut(read_chat(row, key)), key
+    if row.get("instruction") is not None:
+        converted = FORMATS["alpaca"].convert({**row, "output": row.get("output") or "-"}, source)
+        return converted.messages[:-1], row.get("output"), "instruction"  # type: ignore[union-attr]
     for key in ("prompt", "text"):
         value = row.get(key)
         if isinstance(value, str) and value:
             return value, row.get("completion"), key
         if key == "prompt" and isinstance(value, list):
-            converted = FORMATS["messages"].convert({"messages": value}, source)
-            assert isinstance(converted, Conversation)
-            prompt, reference = _cut(converted.messages)
+            prompt, reference = _cut(read_chat(row, key))
             return prompt, row.get("completion") or reference, key
-    accepted = ", ".join((*CONVERSATIONS, "prompt", "text"))
-    raise ValueError(f"no prompt under one of the keys {accepted}; its keys are {', '.join(row)}")
+    accepted = ", ".join(("messages", "conversations", "instruction", "prompt", "text"))
+    raise Misfit(f"no prompt under one of the keys {accepted}; its keys are {', '.join(row)}")
 
 
 def _cut(messages: Messages) -> tuple[Messages, Any]:
@@ -147,13 +167,13 @@ def _check_lengths(
     for each in requests:
         length = len(prompt_ids(tokenizer, each.prompt))
         if length == 0:
-            problems.append(f"{each.source}: the prompt has no token")
+            problems.append(f"{each.prompt.source}: the prompt has no token")
         elif context is not None and length + max_new_tokens > context:
-            problems.append(f"{each.source}: {length:,} tokens")
+            problems.append(f"{each.prompt.source}: {length:,} tokens")
     if problems:
         raise DataError(
             f"{len(problems)} of {len(requests)} prompts do not fit the model's context of {context:,} tokens with "
-            f"--max-new-tokens {max_new_tokens}:\n{sources.first_problems(problems)}",
+            f"--max-new-tokens {max_new_tokens}:\n{first_problems(problems)}",
             "Lower --max-new-tokens, or shorten these prompts.",
         )
 

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator
 
-from tunekit.data.prompts import Prompt
+from tunekit.data.rows import Prompt
 from tunekit.errors import DataError
 from tunekit.models.generate import complete, prompt_ids
 from tunekit.models.policy import Policy
 from tunekit.models.serve import context_of
 from tunekit.recipe.schema import Recipe
-from tunekit.stages.assemble import Base, Rows
+from tunekit.stages.base import Base
+from tunekit.stages.rows import Rows
 from tunekit.train import metrics
 from tunekit.train.evaluate import held_out_loss
 from tunekit.train.loop import Evaluate
@@ -32,13 +33,13 @@ def evaluation(recipe: Recipe, policy: Policy, base: Base, rows: Rows) -> Evalua
             answers = complete(
                 policy.causal,
                 base.tokenizer,
-                [prompt.prompt for prompt in prompts],
+                prompts,
                 max_new_tokens=recipe.eval.max_new_tokens,
                 batch_size=batch_size,
                 poll=poll,
             )
             predictions = [text for _, text, _ in sorted(answers)]
-            values |= metrics.compute(recipe.eval.metrics, predictions, [prompt.answer for prompt in prompts])
+            values |= metrics.compute(recipe.eval.metrics, predictions, [prompt.answer or "" for prompt in prompts])
         return values
 
     return evaluate
@@ -72,7 +73,7 @@ def _with_room(policy: Policy, base: Base, rows: Rows, max_new_tokens: int) -> I
     """The held-out prompts that leave room for an answer of `max_new_tokens` in the model's context."""
     context = context_of(policy.causal)
     for prompt in rows.prompts:
-        if context is None or len(prompt_ids(base.tokenizer, prompt.prompt)) + max_new_tokens <= context:
+        if context is None or len(prompt_ids(base.tokenizer, prompt)) + max_new_tokens <= context:
             yield prompt
 
 
@@ -81,7 +82,7 @@ def sample_answer(policy: Policy, base: Base, rows: Rows) -> str | None:
     prompt = sample_prompt(policy, base, rows)
     if prompt is None:
         return None
-    answers = complete(policy.causal, base.tokenizer, [prompt.prompt], max_new_tokens=SAMPLE_TOKENS, batch_size=1)
+    answers = complete(policy.causal, base.tokenizer, [prompt], max_new_tokens=SAMPLE_TOKENS, batch_size=1)
     return next(answers)[1]
 
 

@@ -47,7 +47,7 @@ def run(name: str, *, output: str | None, max_difference: float | None) -> dict[
     rounding = export.largest_difference(exact, unmerged)
     bound = max(1e-3, 2 * rounding) if max_difference is None else max_difference
     _check_difference(difference, bound)
-    facts = {"stage": "merge", "system": passport.get("system"), "base_model": recorded, "adapter": passport}
+    facts = {"stage": "merge", "messages": passport.get("messages"), "base_model": recorded, "adapter": passport}
     facts["merge_difference"] = difference
     reloaded = write_proven(merged, merged, tokenizer, folder, facts, logits)
     return {

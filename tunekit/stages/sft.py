@@ -6,13 +6,19 @@ from typing import Any
 
 from transformers import set_seed
 
+from tunekit.data.prompts import last_turn
+from tunekit.data.render import serving_examples
 from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
 from tunekit.stages.artefact import base_passport, write_artefact
-from tunekit.stages.assemble import Base, Rows, find_base, flat_values, make_policy, make_training, read_rows, resume
+from tunekit.stages.assemble import flat_values, make_policy, make_training, resume
+from tunekit.stages.base import Base, find_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
+from tunekit.stages.preflight import check_offline
+from tunekit.stages.read import read_rows
+from tunekit.stages.rows import Datasets, Rows
 from tunekit.train import metrics
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
@@ -25,18 +31,22 @@ from tunekit.train.signals import StopRequest
 log = logging.getLogger("tunekit")
 
 
-def run(resolved: Resolved) -> dict[str, Any]:
-    """Trains after the recipe and returns what it wrote to `result.json`; raises `TunekitError`s, each an exit code."""
+def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
+    """Trains after the recipe and returns what it wrote to `result.json`; raises `TunekitError`s, each an exit code.
+
+    `datasets` are rows from Python, which the recipe names `memory:NAME`.
+    """
     recipe = resolved.recipe
     check_optimizer(recipe.train.optim)
     metrics.check_metrics(recipe.eval.metrics, recipe.eval.metric_for_best_model)
+    check_offline(recipe, datasets)
     stop = StopRequest()
     resuming = recipe.resume != "never"
     with stop.installed(), open_folder(recipe.output_dir, resuming) as folder, result_file(folder, "sft") as result:
         engine = Engine(recipe.report_to, folder)
         set_seed(recipe.train.seed)
         base = find_base(recipe)
-        rows = read_rows(recipe, base)
+        rows = read_rows(recipe, base, folder=folder, datasets=datasets)
         policy = make_policy(recipe, base, rows, engine)
         evaluate = evaluation(recipe, policy, base, rows)
         passport = base_passport(base.location, policy)
@@ -45,7 +55,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
         if resume(recipe, training, folder):
             stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
         replace_text(folder / "recipe.yaml", dump(recipe))
-        write_manifest(folder, data=rows.manifest(), base_model=passport, contract=training.contract)
+        write_manifest(folder, data=rows.facts, base_model=passport, contract=training.contract)
         engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
         try:
             if not training.state.before:
@@ -85,13 +95,16 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
         log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
         state.evaluated = training.evaluate(lambda: None)
     sample = sample_answer(training.policy, base, rows)
-    facts = {"stage": "sft", "step": state.step, "system": recipe.data.system, "recipe": recipe.model_dump(mode="json")}
-    difference = write_artefact(training.policy, base, folder / "model", facts)
+    facts = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}
+    preparation = recipe.data.model_dump(include={"system", "system_mode", "reasoning"})
+    facts["messages"] = preparation
+    served = serving_examples(rows.conversations, base.tokenizer, loss_on=recipe.data.loss_on, **preparation)
+    difference = write_artefact(training.policy, base, folder / "model", facts, served)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
     result["after"] = state.evaluated
     if (prompt := sample_prompt(training.policy, base, rows)) is not None:
         result["sample"] = {
-            "prompt": prompt.last_turn,
+            "prompt": last_turn(prompt),
             "reference": prompt.answer,
             "before": state.before["sample"],
             "after": sample,
@@ -111,6 +124,7 @@ def _progress(training: Training, folder: Path) -> dict[str, Any]:
         "best_step": state.best_step,
         "tokens": state.num_tokens,
         "trained_tokens": state.num_trained_tokens,
+        "trained_by_source": state.trained_by_part,
         "train_seconds": round(state.seconds, 2),
         "tokens_per_second": round(state.num_tokens / state.seconds, 1) if state.seconds else None,
         "paths": {name: str(path) for name, path in paths.items() if path.exists()},

@@ -43,12 +43,7 @@ def open_folder(output_dir: str, resuming: bool) -> Iterator[Path]:
     folder = Path(output_dir)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if present and not resuming and not _failed_early(folder):
-            raise RecipeError(
-                f"output_dir: {output_dir} is not empty ({', '.join(present[:4])})",
-                "Continue that run with resume=auto, choose another output_dir, or remove the folder.",
-            )
+        check_folder(folder, resuming)
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
@@ -57,6 +52,16 @@ def open_folder(output_dir: str, resuming: bool) -> Iterator[Path]:
         raise StorageError(f"output_dir: {output_dir}: {error.strerror}") from error
     with lock:
         yield folder
+
+
+def check_folder(folder: Path, resuming: bool) -> None:
+    """Raises `RecipeError` if `folder` holds something that only `resume` may continue."""
+    present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if present and not resuming and not _failed_early(folder):
+        raise RecipeError(
+            f"output_dir: {folder} is not empty ({', '.join(present[:4])})",
+            "Continue that run with resume=auto, choose another output_dir, or remove the folder.",
+        )
 
 
 def _failed_early(folder: Path) -> bool:

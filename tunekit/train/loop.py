@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tunekit.data.plan import Plan
+from tunekit.data.loader import Loader
 from tunekit.data.rows import Tokens
 from tunekit.errors import Diverged, MemoryExceeded, StorageError
 from tunekit.models.policy import Policy
@@ -47,9 +47,8 @@ class Schedule:
     early_stopping_patience: int | None
     logging_steps: int
 
-    def evaluation_due(self, step: int, epoch: float, num_steps: int) -> bool:
-        at_border = float(epoch).is_integer() if self.eval_steps is None else step % self.eval_steps == 0
-        return at_border or step == num_steps
+    def evaluation_due(self, step: int, ends_epoch: bool, num_steps: int) -> bool:
+        return step == num_steps or (ends_epoch if self.eval_steps is None else step % self.eval_steps == 0)
 
 
 @dataclass
@@ -59,6 +58,7 @@ class RunState:
     step: int = 0
     num_tokens: int = 0
     num_trained_tokens: int = 0
+    trained_by_part: list[int] = field(default_factory=list)  # trained tokens of each source of data.train
     seconds: float = 0.0
     before: dict[str, Any] = field(default_factory=dict)  # what was measured before step 1
     evaluation_due: bool = False  # true in a checkpoint whose evaluation was cut short by a signal
@@ -75,8 +75,7 @@ class Training:
 
     policy: Policy
     objective: Objective
-    rows: Sequence[Tokens]
-    plan: Plan
+    loader: Loader
     parameters: dict[str, nn.Parameter]
     optimizer: Optimizer
     learning_rate: LRScheduler
@@ -100,16 +99,17 @@ def train(run: Training, stop: StopRequest) -> None:
     Raises `Diverged` before a non-finite update, `Preempted`/`Interrupted` after saving, `StorageError`.
     """
     module = run.engine.prepare(run.policy)
-    state, num_steps = run.state, run.plan.num_steps
+    state, num_steps = run.state, run.loader.num_steps
     with stop.deferred(), ProgressLine(num_steps, state.step, run.schedule.logging_steps) as progress:
         if state.evaluation_due:
             _finish_step(run, stop)
-        for step, epoch, micro_batches in run.plan.steps(start=state.step):
+        for step, micro_batches, epoch, ends_epoch in run.loader.steps(start=state.step):
             if state.stopped_early:
                 break
             started = time.perf_counter()
             run.policy.train()  # whatever came before this step (evaluation, generation) left it in evaluation mode
-            result = backward(module, run.objective, _batches(run, micro_batches), run.engine)
+            batches = [run.policy.batch(rows) for rows in micro_batches]
+            result = backward(module, run.objective, batches, run.engine)
             lr = run.learning_rate.get_last_lr()[0]
             result = update(result, list(run.parameters.values()), run.optimizer, run.max_grad_norm)
             run.learning_rate.step()
@@ -117,8 +117,9 @@ def train(run: Training, stop: StopRequest) -> None:
             state.step = step
             state.num_tokens += result.num_tokens
             state.num_trained_tokens += result.weight
+            _count_parts(state, micro_batches)
             state.seconds += seconds
-            state.evaluation_due = run.schedule.evaluation_due(step, epoch, num_steps)
+            state.evaluation_due = run.schedule.evaluation_due(step, ends_epoch, num_steps)
             record(run, {**asdict(result), "lr": lr, "epoch": epoch, "seconds": seconds, "tokens": state.num_tokens})
             progress.advance(step, result.loss, result.num_tokens, seconds)
             _finish_step(run, stop)
@@ -132,10 +133,10 @@ def try_longest_batch(run: Training, spare: Optimizer) -> None:
     """
     state = rng_state()
     run.policy.train()
-    rows = run.plan.longest(padded=not run.policy.flat)
-    num_tokens = sum(run.plan.lengths[row] for row in rows)
+    rows = run.loader.longest(padded=not run.policy.flat)
+    num_tokens = sum(len(row.ids) for row in rows)
     try:
-        backward(run.policy, run.objective, _batches(run, [rows]), run.engine)
+        backward(run.policy, run.objective, [run.policy.batch(rows)], run.engine)
         if torch.isfinite(nn.utils.get_total_norm([p.grad for p in run.parameters.values() if p.grad is not None])):
             spare.step()
     except (RuntimeError, MemoryError) as error:
@@ -151,8 +152,10 @@ def try_longest_batch(run: Training, spare: Optimizer) -> None:
     log.info("longest batch tried: %d rows, %d tokens", len(rows), num_tokens)
 
 
-def _batches(run: Training, micro_batches: Sequence[tuple[int, ...]]) -> list[Any]:
-    return [run.policy.batch([run.rows[row] for row in rows]) for rows in micro_batches]
+def _count_parts(state: RunState, micro_batches: Sequence[Sequence[Tokens]]) -> None:
+    for row in (row for rows in micro_batches for row in rows):
+        state.trained_by_part += [0] * (row.part + 1 - len(state.trained_by_part))
+        state.trained_by_part[row.part] += int(row.trained.sum())
 
 
 def record(run: Training, values: dict[str, Any]) -> None:
@@ -165,7 +168,7 @@ def _finish_step(run: Training, stop: StopRequest) -> None:
     state = run.state
     best_before = state.best_metric, state.best_step
     improved = _evaluate(run, stop) if state.evaluation_due and stop.received is None else False
-    last = state.step == run.plan.num_steps or state.stopped_early
+    last = state.step == run.loader.num_steps or state.stopped_early
     stopping = stop.received is not None
     if improved or last or stopping or state.step % run.schedule.save_steps == 0:
         saved = save(run, required=last or stopping)
@@ -224,6 +227,7 @@ def save(run: Training, required: bool) -> bool:
         "optimizer": run.optimizer.state_dict(),
         "learning_rate": run.learning_rate.state_dict(),
         "rng": rng_state(),
+        "data": run.loader.state_dict(),
         "run": asdict(run.state),
     }
     try:
@@ -249,6 +253,7 @@ def restore(run: Training, path: Path) -> None:
     run.optimizer.load_state_dict(saved["optimizer"])
     run.learning_rate.load_state_dict(saved["learning_rate"])
     set_rng_state(saved["rng"])
+    run.loader.load_state_dict(saved["data"])
     run.state = RunState(**saved["run"])
 
 

@@ -1,0 +1,572 @@
+"""Recipes that must be refused, as data: each with the words that its message must contain.
+
+`BASE` is a good recipe; most cases are it with one thing wrong, so that what is said can only be about that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+BASE = "model: m\nadapter: lora\ndata: d.jsonl\noutput_dir: out/x\n"
+FULL = "model: m\ndata: d.jsonl\noutput_dir: out/x\n"  # without an adapter
+
+
+class Case(NamedTuple):
+    """text: of the file r.yaml;  words: in the message;  overrides: behind the file;  files: others beside it"""
+
+    text: str | bytes
+    words: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    files: Mapping[str, str] = MappingProxyType({})
+
+
+def data(*lines: str) -> str:
+    """A recipe with these keys below `data`."""
+    return "model: m\noutput_dir: out/x\ndata:\n" + "".join(f"  {line}\n" for line in lines)
+
+
+def sources(*items: str, more: str = "") -> str:
+    """A recipe with these sources of rows."""
+    return data("train:", *(f"  - {item}" for item in items)) + more
+
+
+# What YAML itself does not allow, or what we do not take of it.
+YAML: dict[str, Case] = {
+    "nothing": Case("", ("r.yaml: is empty", "model, data and output_dir")),
+    "white space": Case("   \n\n  \n", ("is empty",)),
+    "only a comment": Case("# model: m\n", ("is empty",)),
+    "only a marker": Case("---\n---\n", ("second document",)),
+    "an end marker": Case("...\n", (":1:1", "not valid YAML")),
+    "null": Case("null\n", (":1:1", "is empty")),
+    "tilde": Case("~", (":1:1", "is empty")),
+    "a word": Case("recipe\n", (":1:1", "does not hold keys with values")),
+    "a number": Case("3\n", (":1:1", "does not hold keys with values")),
+    "a list": Case("- model: m\n- data: d\n", (":1:1", "does not hold keys with values")),
+    "a flow list": Case("[model, m]\n", (":1:1", "does not hold keys with values")),
+    "a key without a colon": Case("model m\ndata: d\n", ("not valid YAML",)),
+    "a colon without a space": Case("model:m\ndata: d\n", ("not valid YAML",)),
+    "an equals sign": Case("model = m\ndata: d\n", ("not valid YAML",)),
+    "a JSON file cut off": Case('{"model": "m", "data": ', ("not valid YAML",)),
+    "a JSON file with a comment": Case('{"model": "m" // base\n}', ("not valid YAML", ":1:15")),
+    "TOML": Case('model = "m"\n[train]\nseed = 1\n', (":1:1", "does not hold keys with values")),
+    "a Python dict": Case("{'model': 'm', 'data': None, 'output_dir': True}\n", ("output_dir: true, must be text",)),
+    "a tab before a key": Case("model: m\ntrain:\n\tseed: 1\n", (":3:1", "a tab", "replace the tab", "→seed: 1")),
+    "a tab after spaces": Case("model: m\ntrain:\n  \tseed: 1\n", (":3:", "tab")),
+    "a tab before the first key": Case("\tmodel: m\n", (":1:1", "a tab")),
+    "indentation of a top key": Case("model: m\n data: d\n", ("not valid YAML", ":2:")),
+    "less indentation than before": Case(FULL + "train:\n   seed: 1\n  logging_steps: 2\n", ("not valid YAML", ":6:")),
+    "an open bracket": Case(BASE + "report_to: [wandb\n", ("not valid YAML",)),
+    "an open brace": Case(BASE + "train: {seed: 1\n", ("not valid YAML",)),
+    "a bracket too many": Case(BASE + "report_to: [wandb]]\n", ("not valid YAML", ":5:")),
+    "an open quote": Case(BASE + "run_name: 'it's\n", ("not valid YAML",)),
+    "an open double quote": Case(BASE + 'run_name: "x\n', ("not valid YAML",)),
+    "an unknown escape": Case(BASE + 'run_name: "a\\qb"\n', ("not valid YAML", ":5:")),
+    "a colon in a value": Case(BASE + "run_name: first: second\n", (":5:16", "Put a value that holds")),
+    "an at sign": Case(BASE + "run_name: @home\n", ("not valid YAML", ":5:11")),
+    "a backtick": Case(BASE + "run_name: `x`\n", ("not valid YAML", ":5:11")),
+    "a percent sign": Case("model: %x\n", ("not valid YAML", ":1:8")),
+    "a comma list without brackets in braces": Case("{model: m, data: d,, output_dir: o}", ("not valid YAML",)),
+    "a key twice": Case(BASE + "model: x\n", (":5:1", "model: is given twice, first in line 1")),
+    "a section twice": Case(BASE + "train: {seed: 1}\ntrain: {max_steps: 2}\n", (":6:1", "first in line 5")),
+    "a key twice in a section": Case(BASE + "save:\n  steps: 5\n  steps: 6\n", (":7:3", "save.steps: is given twice")),
+    "a key twice in a source": Case(sources("{path: a, path: b}"), (":5:17", "data.train.0.path: is given twice")),
+    "a column twice": Case(sources("{path: a, columns: {q: a, q: b}}"), ("columns.q: is given twice",)),
+    "a tag of Python": Case("model: !!python/object/apply:os.system [id]\n", (":1:8", "a tag (!!python/object/apply")),
+    "a tag of a type": Case(BASE + "train: {seed: !!int '3'}\n", (":5:15", "train.seed: a tag (!!int)")),
+    "a tag of text": Case(BASE + "run_name: !!str no\n", ("run_name: a tag (!!str)", "write the plain value")),
+    "a tag for the environment": Case(BASE + "output_dir: !ENV ${HOME}\n", ("a tag (!ENV)",)),
+    "a binary tag": Case(BASE + "run_name: !!binary aGk=\n", ("a tag (!!binary)",)),
+    "an anchor": Case("model: &m m\ndata: d\noutput_dir: o\n", (":1:8", "an anchor (&m)", "extends: FILE")),
+    "an alias": Case(BASE + "run_name: *a\n", (":5:11", "an alias (*a)", "extends: FILE")),
+    "an alias to a section": Case(BASE + "train: &t {seed: 1}\nsave: *t\n", ("an anchor (&t)", "an alias (*t)")),
+    "a merge key": Case(BASE + "train:\n  <<: {seed: 1}\n", (":6:3", "a merge key is not accepted", "extends: FILE")),
+    "a merge key with an alias": Case(BASE + "<<: *base\n", (":5:1", "a merge key is not accepted")),
+    "a directive": Case("%YAML 1.1\n---\n" + BASE, (":2:1", "a directive")),
+    "a directive for tags": Case("%TAG !e! tag:e,2000:\n---\n" + BASE, ("a directive",)),
+    "two recipes": Case(BASE + "---\n" + BASE, (":5:1", "a second document")),
+    "a list as a key": Case("? [model]\n: m\n", (":1:3", "a key must be one word")),
+    "a mapping as a key": Case("? {a: b}\n: m\n", (":1:3", "a key must be one word")),
+    "a line feed in a key": Case('"mo\\ndel": m\n', (":1:1", "a key must be one word")),
+    "a no-break space in a key": Case(BASE + "train:\n  seed\u00a0: 1\n", (":6:3", "a key must be one word")),
+    "a zero-width space in a key": Case(BASE + "tra\u200bin: {}\n", (":5:1", "a key must be one word")),
+    "a byte order mark inside": Case("model: m\n\ufeffdata: d\n", (":2:1", "a key must be one word")),
+    "a bell": Case(BASE + "run_name: a\x07b\n", (":5:12", "U+0007")),
+    "an escape sequence": Case(BASE + "run_name: \x1b[31mred\n", (":5:11", "U+001B", "\ufffd[31mred")),
+    "a zero byte": Case("model: m\x00\n", (":1:9", "U+0000")),
+    "half a character": Case(BASE + 'run_name: "\\ud83d"\n', (":5:11", "half a character")),
+    "latin-1": Case(
+        "model: m\nrun_name: né\n".encode("latin-1"), (":2:12", "is not UTF-8 text", "Save the recipe as UTF-8")
+    ),
+    "UTF-16": Case(BASE.encode("utf-16"), (":1:1", "is not UTF-8 text, but UTF-16")),
+    "a picture": Case(b"\x89PNG\r\n\x1a\n" + bytes(range(256)), (":1:1", "is not UTF-8 text")),
+    "10 MB": Case(BASE + "# " + "x" * 10_000_000, ("is larger than 256 KiB", "name the data by its path")),
+    "10 MB in one value": Case("model: " + "m" * 10_000_000, ("is larger than 256 KiB",)),
+    "depth 10k in brackets": Case("model: " + "[" * 10_000, ("nested more than 32 levels deep",)),
+    "depth 10k in braces": Case("{a: " * 10_000, ("nested more than 32 levels deep",)),
+    "depth 10k in dashes": Case("- " * 10_000, ("nested more than 32 levels deep",)),
+    "too many values": Case(BASE + "eval: {metrics: [" + "x," * 20_000 + "]}", ("more than 10,000 values",)),
+    "an alias bomb": Case(
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+        ("an alias (*a)", "an anchor (&b)"),
+    ),
+    "a bomb of merge keys": Case(BASE + "<<: [*a, *a, *a, *a]\n" * 50, ("a merge key", "is given twice")),
+}
+
+# Keys that must be there, and what was left to do.
+MISSING: dict[str, Case] = {
+    "no model": Case("data: d\noutput_dir: o\n", ("model: is missing. The model to start from",)),
+    "no data": Case("model: m\noutput_dir: o\n", ("data: is missing",)),
+    "no output": Case("model: m\ndata: d\n", ("output_dir: is missing",)),
+    "nothing but one key": Case(
+        "train: {seed: 1}\n", ("model: is missing", "data: is missing", "output_dir: is missing")
+    ),
+    "no name of the model": Case(
+        "model: {dtype: auto}\ndata: d\noutput_dir: o\n", (":1:8", "model.name_or_path: is missing")
+    ),
+    "no rows": Case("model: m\ndata: {max_length: 5}\noutput_dir: o\n", (":2:7", "data.train: is missing")),
+    "no path of a source": Case(sources("{split: test}"), (":5:7", "data.train.0.path: is missing")),
+    "no path of the second": Case(sources("a", "{name: x}"), (":6:7", "data.train.1.path: is missing")),
+    "a model that is to do": Case("model: TODO\ndata: d\noutput_dir: o\n", (":1:8", "still to be filled in", "Hub id")),
+    "a remark what is to do": Case(
+        BASE.replace("out/x", '"TODO: a folder of your own"'),
+        (":4:13", "is still to be filled in: a folder of your own"),
+    ),
+    "a number that is to do": Case(BASE + "train: {max_steps: TODO}\n", ("max_steps: is still to be filled in",)),
+}
+
+# (key, value in YAML, words): what a single key does not take.
+VALUES: list[tuple[str, str, str]] = [
+    *(
+        (key, value, "must be a whole number")
+        for key in ("train.seed", "save.steps", "adapter.r")
+        for value in ("x", "1.5")
+    ),
+    *((key, "1.0", "must be a whole number") for key in ("train.seed", "data.shuffle_buffer", "eval.max_new_tokens")),
+    *((key, "1e3", "must be a whole number") for key in ("train.max_steps", "data.max_length")),
+    *((key, "'3'", "(without quotes)") for key in ("train.seed", "train.max_steps", "save.total_limit", "adapter.r")),
+    *((key, "true", "must be a whole number") for key in ("train.seed", "eval.steps", "train.logging_steps")),
+    *((key, "[1]", "a list, must be") for key in ("train.seed", "train.learning_rate", "run_name", "resume")),
+    *((key, "{a: 1}", "a section, must be") for key in ("train.seed", "run_name", "data.packing", "data.max_length")),
+    *((key, "", "is empty, must be") for key in ("train.seed", "output_dir", "data.packing", "eval.metrics", "resume")),
+    *(
+        (key, "0", "greater than or equal to 1")
+        for key in ("train.max_steps", "save.steps", "save.total_limit", "adapter.r")
+    ),
+    *((key, "0", "greater than or equal to 1") for key in ("data.max_length", "eval.steps", "train.logging_steps")),
+    *((key, "-1", "greater than") for key in ("train.per_device_train_batch_size", "train.max_steps", "train.seed")),
+    *((key, "x", "a number") for key in ("train.learning_rate", "train.weight_decay", "adapter.dropout")),
+    *((key, "'1e-4'", "a number") for key in ("train.learning_rate", "train.max_grad_norm")),
+    *((key, "1e-4x", "a number") for key in ("train.learning_rate", "train.warmup_ratio")),
+    *((key, "'1,000'", "a number") for key in ("train.learning_rate", "train.num_train_epochs")),
+    *((key, "1_000", "a number") for key in ("train.learning_rate", "train.num_train_epochs")),
+    *((key, "5%", "a number") for key in ("train.warmup_ratio", "data.eval_split")),
+    *((key, ".nan", "a finite number") for key in ("train.learning_rate", "train.weight_decay", "adapter.dropout")),
+    *((key, ".inf", "a finite number") for key in ("train.learning_rate", "train.num_train_epochs")),
+    *((key, "0", "greater than 0") for key in ("train.learning_rate", "train.max_grad_norm", "train.num_train_epochs")),
+    *(
+        (key, "-0.1", "greater than or equal to 0")
+        for key in ("train.weight_decay", "adapter.dropout", "train.warmup_ratio")
+    ),
+    *((key, "1", "less than 1") for key in ("adapter.dropout", "train.warmup_ratio")),
+    *((key, "yes", "true or false") for key in ("data.packing", "data.streaming", "adapter.use_dora")),
+    *((key, "on", "true or false") for key in ("train.activation_checkpointing", "adapter.use_rslora")),
+    *((key, "1", "true or false") for key in ("data.packing", "eval.load_best_model_at_end")),
+    *((key, "'true'", "true or false") for key in ("data.packing", "data.streaming")),
+    *((key, "2024", "(put it in quotes)") for key in ("run_name", "output_dir", "data.system", "model.revision")),
+    *((key, "1e-4", "(put it in quotes)") for key in ("run_name", "train.optim")),
+    *((key, "true", "(put it in quotes)") for key in ("resume", "run_name", "data.chat_template")),
+    *((key, "''", "some text") for key in ("run_name", "output_dir", "model.name_or_path", "train.optim", "resume")),
+    *((key, "exact_match", "a list") for key in ("eval.metrics", "adapter.modules_to_save")),
+    *(
+        (key, "[]", "at least one item")
+        for key in ("data.train", "adapter.target_parameters", "adapter.modules_to_save")
+    ),
+    *((key, "[3]", "(put it in quotes)") for key in ("eval.metrics", "adapter.target_modules")),
+    *((key, "3", "a section") for key in ("model", "data", "train", "eval", "save")),
+    *((key, "[a]", "a section") for key in ("model", "adapter", "data")),
+    ("train", "fast", "a section"),
+    ("train", "", "give it a key below, or remove the line"),
+    ("model", "", "is empty, must be a section"),
+    ("train.seed", "4294967296", "less than 4294967296"),
+    ("train.seed", "9" * 500, "must be a whole number"),
+    ("train.learning_rate", "1e999", "a finite number"),
+    ("data.eval_split", "1.0", "a share of rows between 0 and 1"),
+    ("data.eval_split", "1.5", "a share of rows between 0 and 1"),
+    ("data.eval_split", "-5", "a share of rows between 0 and 1"),
+    ("data.eval_split", "x", "a number"),
+    ("data.max_rejected", "-1", "a share of rows between 0 and 1"),
+    ("data.max_rejected", "", "is empty"),
+    ("data.train", "3", "a list"),
+    ("data.train", "[3]", "data.train.0: 3, must be a section"),
+    ("data.train", "['']", 'data.train.0.path: "", must be some text'),
+    ("data.train", "[[a]]", "data.train.0: a list, must be a section"),
+    ("data.train", "[{path: 3}]", "data.train.0.path: 3, must be text (put it in quotes)"),
+    ("data.train", "[{path: a, weight: 0}]", "data.train.0.weight: 0, must be greater than 0"),
+    ("data.train", "[{path: a, weight: x}]", 'data.train.0.weight: "x", must be a number'),
+    ("data.train", "[{path: o/a, data_files: []}]", "data.train.0.data_files: an empty list"),
+    ("data.train", "[{path: o/a, data_files: [3]}]", "data.train.0.data_files.0: 3, must be text"),
+    ("data.train", "[{path: a, columns: q}]", 'data.train.0.columns: "q", must be a section'),
+    ("data.train", "[{path: a, columns: [q]}]", "data.train.0.columns: a list, must be a section"),
+    ("data.train", "[{path: a, columns: {}}]", "data.train.0.columns: an empty section"),
+    ("data.train", "[{path: a, columns: {q: 3}}]", "data.train.0.columns.q: 3, must be text"),
+    ("data.train", "[{path: a, columns: {q: ''}}]", "data.train.0.columns.q"),
+    ("data.train", "[{path: a, format: chatml}]", "data.train.0.format: \"chatml\", must be 'auto'"),
+    ("freeze", "{layers: 3-1}", 'ranges such as "0-19"'),
+    ("freeze", "{layers: a-b}", 'ranges such as "0-19"'),
+    ("freeze", "{layers: [-1]}", "greater than or equal to 0"),
+    ("freeze", "{layers: [0.5]}", "a whole number"),
+    ("freeze", "true", "a section"),
+    ("report_to", "[wandb, 3]", "report_to.1"),
+    ("report_to", "all", "must be 'tensorboard', 'wandb', 'mlflow' or 'trackio'"),
+    ("adapter.init_lora_weights", "3", "true or false or 'gaussian'"),
+]
+# (key, value, the value that was meant)
+CHOICES = [
+    ("adapter", "lroa", "lora"),
+    ("adapter", "nnoe", "none"),
+    ("adapter.type", "LoRA", "lora"),
+    ("model.dtype", "bfloat", "bfloat16"),
+    ("model.dtype", "flaot32", "float32"),
+    ("train.lr_scheduler_type", "cosin", "cosine"),
+    ("train.lr_scheduler_type", "constnt", "constant"),
+    ("train.lr_scheduler_type", "linaer", "linear"),
+    ("train.sampling", "radnom", "random"),
+    ("train.sampling", "sequentiel", "sequential"),
+    ("data.overlong", "truncat", "truncate"),
+    ("data.overlong", "eror", "error"),
+    ("data.loss_on", "asistant", "assistant"),
+    ("data.loss_on", "completions", "completion"),
+    ("data.reasoning", "kep", "keep"),
+    ("data.system_mode", "replac", "replace"),
+    ("data.system_mode", "drp", "drop"),
+    ("report_to", "wandbb", "wandb"),
+    ("report_to", "tensorbord", "tensorboard"),
+    ("adapter.init_lora_weights", "pisa", "pissa"),
+]
+# (line, the key that the message leads to)
+UNKNOWN = [
+    ("modle: m", "model"),
+    ("outptu_dir: o", "output_dir"),
+    ("extnds: base.yaml", "extends"),
+    ("report: wandb", "report_to"),
+    ("rum_name: x", "run_name"),
+    ("train: {lerning_rate: 1}", "train.learning_rate"),
+    ("train: {Learning_Rate: 1}", "train.learning_rate"),
+    ("train: {learning-rate: 1}", "train.learning_rate"),
+    ("train: {max_step: 1}", "train.max_steps"),
+    ("train: {warmup: 1}", "train.warmup_steps"),
+    ("train: {gradient_acumulation_steps: 1}", "train.gradient_accumulation_steps"),
+    ("eval: {step: 1}", "eval.steps"),
+    ("eval: {metric: []}", "eval.metrics"),
+    ("eval: {early_stoping_patience: 1}", "eval.early_stopping_patience"),
+    ("save: {total_limits: 1}", "save.total_limit"),
+    ("save: {stpes: 1}", "save.steps"),
+    ("freeze: {layer: 0-3}", "freeze.layers"),
+    ("freeze: {embedding: true}", "freeze.embeddings"),
+]
+# (line, where the key belongs)
+ELSEWHERE = [
+    ("learning_rate: 1e-4", "train.learning_rate"),
+    ("seed: 1", "train.seed"),
+    ("max_steps: 5", "train.max_steps"),
+    ("packing: true", "data.packing"),
+    ("max_length: 5", "data.max_length"),
+    ("system: x", "data.system"),
+    ("streaming: true", "data.streaming"),
+    ("columns: {q: a}", "data.train[].columns or data.eval[].columns"),
+    ("dtype: auto", "model.dtype"),
+    ("target_modules: all-linear", "adapter.target_modules"),
+    ("metrics: []", "eval.metrics"),
+    ("total_limit: 1", "save.total_limit"),
+    ("layers: 0-3", "freeze.layers"),
+    ("steps: 5", "eval.steps or save.steps"),
+    ("train: {packing: true}", "data.packing"),
+    ("train: {output_dir: o}", "output_dir"),
+    ("train: {extends: b.yaml}", "extends"),
+    ("eval: {eval_split: 0}", "data.eval_split"),
+    ("save: {resume: auto}", "resume"),
+]
+# (name, whose it is, ours)
+FOREIGN = [
+    ("base_model", "axolotl", "model.name_or_path"),
+    ("micro_batch_size", "axolotl", "train.per_device_train_batch_size"),
+    ("sequence_len", "axolotl", "data.max_length"),
+    ("sample_packing", "axolotl", "data.packing"),
+    ("val_set_size", "axolotl", "data.eval_split"),
+    ("num_epochs", "axolotl", "train.num_train_epochs"),
+    ("field_messages", "axolotl", "data.train[].columns"),
+    ("message_property_mappings", "axolotl", "data.train[].columns"),
+    ("cutoff_len", "LLaMA-Factory", "data.max_length"),
+    ("finetuning_type", "LLaMA-Factory", "adapter.type"),
+    ("lora_target", "LLaMA-Factory", "adapter.target_modules"),
+    ("template", "LLaMA-Factory", "data.chat_template"),
+    ("buffer_size", "LLaMA-Factory", "data.shuffle_buffer"),
+    ("mix_strategy", "LLaMA-Factory", "data.train[].weight"),
+    ("interleave_probs", "LLaMA-Factory", "data.train[].weight"),
+    ("fraction", "TRL", "data.train[].weight"),
+    ("dataset_name", "TRL", "data.train"),
+    ("assistant_only_loss", "TRL", "data.loss_on"),
+    ("use_peft", "TRL", "adapter.type"),
+    ("attn_impl", "ms-swift", "model.attn_implementation"),
+    ("truncation_strategy", "ms-swift", "data.overlong"),
+    ("clip_grad_norm", "torchtune", "train.max_grad_norm"),
+    ("column_map", "torchtune", "data.train[].columns"),
+    ("prompt_template", "other tools", "data.train[].columns"),
+    ("random_state", "unsloth", "train.seed"),
+    ("torch_dtype", "older transformers", "model.dtype"),
+    ("eval_strategy", "transformers", "eval.steps"),
+    ("resume_from_checkpoint", "transformers", "resume"),
+]
+# (name, whose it is, what is said of it)
+WITHOUT_COUNTERPART = [
+    ("load_in_4bit", "TRL and axolotl", "no quantised bases"),
+    ("load_in_8bit", "TRL and axolotl", "a quantised one could take an adapter only"),
+    ("quantization", "other tools", "no quantised bases"),
+    ("quantization_bit", "LLaMA-Factory", "adapter: lora"),
+    ("deepspeed", "transformers", "trains in one process"),
+    ("fsdp", "transformers", "trains in one process"),
+    ("distributed", "other tools", "trains in one process"),
+    ("rl", "axolotl", "supervised fine-tuning only"),
+    ("dpo", "other tools", "supervised fine-tuning only"),
+    ("ppo", "other tools", "supervised fine-tuning only"),
+    ("kto", "other tools", "supervised fine-tuning only"),
+    ("reward_model", "LLaMA-Factory", "supervised fine-tuning only"),
+    ("ref_model", "other tools", "supervised fine-tuning only"),
+    ("push_to_hub", "transformers", "nothing is uploaded"),
+    ("hub_model_id", "transformers", "nothing is uploaded"),
+    ("trust_remote_code", "transformers", "is never run"),
+    ("neftune_noise_alpha", "transformers", "does not have this method"),
+    ("max_samples", "LLaMA-Factory", "cut the file"),
+    ("do_train", "transformers", "the command says what is done"),
+    ("dataset_prepared_path", "axolotl", "not for the recipe to say"),
+    ("plot_loss", "LLaMA-Factory", "loss.png is always drawn"),
+    ("special_tokens", "axolotl", "the tokenizer stays"),
+]
+
+STREAM = "streaming: true"
+# Values that do not go together.
+CONFLICTS: dict[str, Case] = {
+    "freezing with an adapter": Case(BASE + "freeze: {layers: 0-3}\n", (":5:9", "remove freeze, or set adapter: none")),
+    "freezing nothing": Case(FULL + "freeze: {layers: []}\n", ("freezes nothing; give layers",)),
+    "an adapter without type": Case(BASE.replace("lora", "{r: 8}"), ("sets r but no type; add type: lora",)),
+    "both kinds of warm-up": Case(BASE + "train: {warmup_steps: 1, warmup_ratio: 0.1}\n", ("excludes warmup_steps",)),
+    "a batch that does not divide": Case(
+        BASE + "train: {global_batch_size: 30, per_device_train_batch_size: 4}\n", ("30 is not a multiple of", "set 32")
+    ),
+    "two sizes of a batch": Case(
+        BASE + "train: {global_batch_size: 32, gradient_accumulation_steps: 2}\n", ("(2 x 8)", "remove one of the two")
+    ),
+    "two ways to hold out": Case(data("train: a", "eval: b", "eval_split: 0.1"), (":6:15", "excludes data.eval")),
+    "stopping early by nothing": Case(
+        data("train: a", "eval_split: 0") + "eval: {early_stopping_patience: 2}\n",
+        ("needs held-out rows", "data.eval_split: 0"),
+    ),
+    "a stream without steps": Case(data("train: a", STREAM, "max_length: 9"), (":5:14", "needs train.max_steps")),
+    "a stream without a length": Case(data("train: a", STREAM) + "train: {max_steps: 9}\n", ("needs data.max_length",)),
+    "a stream with neither": Case(data("train: a", STREAM), ("needs train.max_steps",)),
+    "a share of a stream": Case(
+        data("train: a", STREAM, "max_length: 9", "eval_split: 0.1") + "train: {max_steps: 9}\n",
+        (":7:15", "cannot be a share with streaming; give a number of rows"),
+    ),
+    "metrics on a stream": Case(
+        data("train: a", STREAM, "max_length: 9") + "train: {max_steps: 9}\neval: {metrics: [exact_match]}\n",
+        ("eval.metrics: needs held-out rows", "data.eval_split: 100"),
+    ),
+    "a buffer without a stream": Case(data("train: a", "shuffle_buffer: 5"), (":5:19", "add streaming: true")),
+    "no system prompt to put in": Case(data("train: a", "system_mode: replace"), ("replace needs data.system",)),
+    "a system prompt to leave out": Case(
+        data("train: a", "system: x", "system_mode: drop"),
+        (":6:16", "drop excludes data.system", "set system_mode: replace"),
+    ),
+    "packing with other attention": Case(
+        "model: {name_or_path: m, attn_implementation: sdpa}\ndata: {train: a, packing: true}\noutput_dir: o\n",
+        ("data.packing: needs model.attn_implementation: auto", "not sdpa", "set packing: false"),
+    ),
+    "one weight of two": Case(
+        sources("{path: a, weight: 1}", "b"), (":6:7", "data.train.1: has no weight", "or remove")
+    ),
+    "two weights of three": Case(
+        sources("a", "{path: b, weight: 1}", "{path: c, weight: 2}"), ("data.train.0: has no weight",)
+    ),
+    "a weight of held-out rows": Case(
+        data("train: a", "eval: [{path: b, weight: 1}]"), ("data.eval.0.weight: has no meaning for held-out rows",)
+    ),
+    "a split of a file": Case(
+        sources("{path: a.jsonl, split: test}"), ("split: is for data sets of the hub, and a.jsonl is a file",)
+    ),
+    "a configuration of a file": Case(sources("{path: d/a.csv, name: en}"), ("name: is for data sets of the hub",)),
+    "a revision of a file": Case(sources("{path: a.parquet, revision: main}"), ("revision: is for data sets",)),
+    "files of a file": Case(
+        sources("{path: a.jsonl.gz, data_files: b}"), ("data_files: chooses files of a folder", "is a file")
+    ),
+    "files of a pattern": Case(
+        sources("{path: 'd/*.jsonl', data_files: b}"), ("is a pattern itself; remove data_files",)
+    ),
+    "a field of lines": Case(sources("{path: a.jsonl, field: rows}"), ("field: is for a JSON file with one object",)),
+    "a field of a table": Case(sources("{path: a.csv, field: rows}"), ("has a row on each line; remove field",)),
+    "memory without a name": Case(sources("'memory:'"), ("needs the name of a data set behind memory:",)),
+    **{
+        f"{key} of memory": Case(sources(f"{{path: 'memory:a', {key}: x}}"), (f"{key}: has no meaning for memory:a",))
+        for key in ("name", "split", "revision", "data_files", "field")
+    },
+    "two names of one key": Case(
+        BASE + "train: {activation_checkpointing: true, gradient_checkpointing: true}\n",
+        ("another name of activation",),
+    ),
+}
+
+CHILD = "extends: base.yaml\noutput_dir: o\n"
+# Bases, and the place of what is wrong with them.
+EXTENDS: dict[str, Case] = {
+    "a base that is missing": Case(CHILD, ("r.yaml:1:10: extends: base.yaml: no such file",)),
+    "a base near another": Case(CHILD, ("no such file", "Did you mean basic.yaml?"), files={"basic.yaml": BASE}),
+    "a base that is a folder": Case("extends: .\n", ("r.yaml:1:10: extends: ", "cannot be read")),
+    "the second of two": Case(
+        "extends:\n  - a.yaml\n  - b.yaml\n", ("r.yaml:3:5: extends: b.yaml: no such file",), files={"a.yaml": BASE}
+    ),
+    "a number": Case("extends: 3\n" + BASE, ("r.yaml:1:10: extends: must be the path of a recipe",)),
+    "empty": Case("extends:\n" + BASE, ("r.yaml:1:1: extends: must be the path of a recipe",)),
+    "an empty name": Case("extends: ['']\n" + BASE, ("r.yaml:1:11: extends: must be the path",)),
+    "a section": Case("extends: {a: b}\n" + BASE, ("extends: must be the path",)),
+    "itself": Case("extends: r.yaml\n" + BASE, ("r.yaml:1:10: extends: goes round in a circle: r.yaml -> r.yaml",)),
+    "a circle of two": Case(
+        CHILD, ("base.yaml:1:10: extends: goes round in a circle",), files={"base.yaml": "extends: r.yaml\n"}
+    ),
+    "a circle of three": Case(
+        CHILD,
+        ("c.yaml:1:10: extends: goes round", "r.yaml -> base.yaml -> c.yaml -> base.yaml"),
+        files={"base.yaml": "extends: c.yaml\n", "c.yaml": "extends: base.yaml\n"},
+    ),
+    "too many levels": Case(
+        "extends: 1.yaml\n",
+        ("8.yaml:1:10: extends: is more than 8 levels of bases",),
+        files={f"{i}.yaml": f"extends: {i + 1}.yaml\n" for i in range(1, 12)},
+    ),
+    "too many files": Case(
+        f"extends: [{'a.yaml, ' * 40}]\n", ("extends: is more than 16 files",), files={"a.yaml": BASE}
+    ),
+    "a base that is empty": Case(CHILD, ("base.yaml: is empty",), files={"base.yaml": "# nothing\n"}),
+    "a base that is a list": Case(CHILD, ("base.yaml:1:1: does not hold keys",), files={"base.yaml": "[a]\n"}),
+    "a base that is no YAML": Case(
+        CHILD, ("base.yaml:2:", "not valid YAML"), files={"base.yaml": "model: m\n data: d\n"}
+    ),
+    "an unknown key of a base": Case(
+        CHILD,
+        ("base.yaml:5:9: train.sede: unknown key", "train.seed?"),
+        files={"base.yaml": BASE + "train: {sede: 1}\n"},
+    ),
+    "a wrong value of a base": Case(
+        CHILD,
+        ('base.yaml:5:15: train.seed: "x", must be a whole number',),
+        files={"base.yaml": BASE + "train: {seed: x}\n"},
+    ),
+    "a key twice in a base": Case(
+        CHILD, ("base.yaml:5:1: model: is given twice",), files={"base.yaml": BASE + "model: x\n"}
+    ),
+    "wrong in both": Case(
+        CHILD + "trian: {}\n",
+        ("r.yaml:3:1: trian: unknown key", "base.yaml:5:1: evl: unknown key"),
+        files={"base.yaml": BASE + "evl: {}\n"},
+    ),
+    "two files that do not go together": Case(
+        CHILD + "train: {warmup_ratio: 0.1}\n",
+        ("r.yaml:3:23", "excludes warmup_steps"),
+        files={"base.yaml": BASE + "train: {warmup_steps: 1}\n"},
+    ),
+    "a reset of what must be there": Case(
+        CHILD + "model: null\n", ("r.yaml:3:8: model: is empty",), files={"base.yaml": BASE}
+    ),
+    "still something missing": Case(CHILD, ("data: is missing",), files={"base.yaml": "model: m\n"}),
+    "twice": Case(
+        "extends: base.yaml\nextends: base.yaml\n", ("r.yaml:2:1: extends: is given twice",), files={"base.yaml": BASE}
+    ),
+}
+
+# (override, words): behind a good recipe
+OVERRIDES = [
+    ("trian.seed=1", "trian: unknown key; did you mean train?"),
+    ("train.sede=1", "train.sede: unknown key; did you mean train.seed?"),
+    ("seed=1", "seed: unknown key here; it belongs at train.seed"),
+    ("micro_batch_size=1", "axolotl"),
+    ("train.seed=x", 'train.seed: "x", must be a whole number'),
+    ("train.seed", "is not of the form key=value, section.key=value or ~section.key"),
+    ("--train.seed=1", "--train: unknown key; did you mean train?"),
+    ("train..seed=1", "is not of the form"),
+    (".=1", "is not of the form"),
+    ("=", "is not of the form"),
+    ("", "is not of the form"),
+    ("train.seed.x=1", "train.seed"),
+    ("output_dir.x=1", "output_dir is a single value, without keys of its own"),
+    ("data.train.5.path=x", "data.train is a list of 1; name an item from 0, or 1 to add one"),
+    ("data.train.x=1", "data.train is a list of 1"),
+    ("report_to=[wandb", "not valid YAML"),
+    ("run_name='x", "not valid YAML"),
+    ("train={seed: 1, seed: 2}", "is given twice"),
+    ("train=!!map {a: 1}", "must be a section"),
+    ("run_name=[&a x]", "an anchor (&a)"),
+    ("~", "is not of the form"),
+    ("~=", "is not of the form"),
+    ("~train.seed=1", "is not of the form"),
+    ("~train.seed", "train.seed is not set, so there is nothing to drop"),
+    ("~train.sede", "train.sede: unknown key; did you mean train.seed?"),
+    ("~nothing", "nothing: unknown key"),
+    ("~model", "model: is missing"),
+    ("~data.train", "data.train: is missing"),
+    ("~data.train.0", "at least one item"),
+    ("~data.train.1", "data.train.1 is not set"),
+    ("~output_dir.x", "output_dir.x"),
+    ("extends=x.yaml", "extends is for recipe files"),
+    ("~extends", "extends is for recipe files"),
+]
+
+
+def one_key(key: str, value: str) -> str:
+    """The good recipe with one key set in a file, in the section that it belongs to."""
+    base = FULL if key.startswith("freeze") else BASE
+    section, _, name = key.rpartition(".")
+    lines = {
+        "model": "model: m",
+        "adapter": "adapter: lora",
+        "data": "data: d.jsonl",
+        "output_dir": "output_dir: out/x",
+    }
+    long = {"model": "name_or_path: m", "adapter": "type: lora", "data": "train: d.jsonl"}
+    text = f"{section}: {{{name}: {value}}}" if section else f"{key}: {value}"
+    if section in long and not long[section].startswith(name):
+        text = f"{section}: {{{long[section]}, {name}: {value}}}"
+    old = lines.get(section or key)
+    return base.replace(old, text) if old and old in base else base + text + "\n"
+
+
+def _all() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for family, listed in (("yaml", YAML), ("missing", MISSING), ("conflict", CONFLICTS), ("extends", EXTENDS)):
+        cases |= {f"{family}: {name}": case for name, case in listed.items()}
+    for key, value, words in VALUES:
+        cases[f"value: {key}: {value[:20]}"] = Case(one_key(key, value), (key, words))
+    for key, value, meant in CHOICES:
+        cases[f"choice: {key}: {value}"] = Case(one_key(key, value), (f'"{value}", must be', f"did you mean {meant}?"))
+    for line, meant in UNKNOWN:
+        cases[f"unknown: {line}"] = Case(FULL + line + "\n", (":4:", f"unknown key; did you mean {meant}?"))
+    for line, owner in ELSEWHERE:
+        cases[f"elsewhere: {line}"] = Case(FULL + line + "\n", (":4:", f"unknown key here; it belongs at {owner}\n"))
+    for name, tool, ours in FOREIGN:
+        words = (":5:1", f"what {tool} calls {name} is {ours} here")
+        cases[f"foreign: {name}"] = Case(BASE + f"{name}: 1\n", words)
+    for name, tool, said in WITHOUT_COUNTERPART:
+        cases[f"none: {name}"] = Case(BASE + f"{name}: 1\n", (":5:1", f"{name} is a key of {tool}; ", said))
+    for index, (text, words) in enumerate(OVERRIDES):
+        cases[f"override {index}: {text!r}"] = Case(BASE, ("override", words), overrides=(text,))
+    for section in ("path", "weight", "columns", "format"):
+        typo = section[:-1]
+        cases[f"item: {typo}"] = Case(
+            sources("a", f"{{path: b, {typo}: x}}"),
+            (":6:", f"data.train.1.{typo}: unknown key; did you mean data.train.1.{section}?"),
+        )
+    return cases
+
+
+CASES = _all()

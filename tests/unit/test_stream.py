@@ -1,0 +1,195 @@
+"""Rows read while training: each comes when it should, and a resumed stream goes on with the same."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunekit.data import sources
+from tunekit.data.rows import Rejected, Tokens
+from tunekit.data.stream import StreamLoader, StreamSettings
+from tunekit.data.tokenise import Reading, Rendering
+from tunekit.errors import DataError
+from tunekit.models.tiny_random import tokenizer
+
+TOKENIZER = tokenizer()
+SETTINGS: dict[str, Any] = {"batch_size": 2, "accumulation": 1, "max_length": 500, "seed": 0, "buffer": 7}
+
+
+def reading(rows: Iterable[dict[str, Any]], part: int = 0) -> Reading:
+    name = f"memory:part{part}"
+    return Reading(sources.find(name, datasets={f"part{part}": list(rows)}), part=part)
+
+
+def texts(count: int, length: int = 5, word: str = "x") -> list[dict[str, Any]]:
+    return [{"prompt": f"{word}{i}:", "completion": "y" * length} for i in range(count)]
+
+
+def loader(*sources_of_rows: list[dict[str, Any]], num_steps: int = 10, **options: Any) -> StreamLoader:
+    extra = {key: options.pop(key) for key in ("held_out", "reject") if key in options}
+    readings = [reading(rows, part) for part, rows in enumerate(sources_of_rows)]
+    settings = StreamSettings(num_steps=num_steps, **{**SETTINGS, **options})
+    return StreamLoader(readings, TOKENIZER, Rendering(), settings, **extra)
+
+
+def names(row: Tokens) -> str:
+    return str(TOKENIZER.decode(row.ids.tolist())).split(":")[0]
+
+
+def given_out(stream: StreamLoader, start: int = 0) -> list[list[list[str]]]:
+    return [[[names(row) for row in batch] for batch in step.micro_batches] for step in stream.steps(start)]
+
+
+def flat(steps: list[list[list[str]]]) -> list[str]:
+    return [name for step in steps for batch in step for name in batch]
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from(["random", "sequential"]),
+)
+@settings(deadline=None, max_examples=40)
+def test_no_row_comes_again_before_all_have_come(
+    rows: int, buffer: int, batch_size: int, accumulation: int, sampling: str
+) -> None:
+    options = {"buffer": buffer, "batch_size": batch_size, "accumulation": accumulation, "sampling": sampling}
+    steps = given_out(loader(texts(rows), num_steps=20, **options))
+    assert len(steps) == 20 and {len(step) for step in steps} == {accumulation}
+    assert {len(batch) for step in steps for batch in step} == {batch_size}
+    order = flat(steps)
+    if sampling == "sequential":
+        assert order == list(itertools.islice(itertools.cycle(f"x{i}" for i in range(rows)), len(order)))
+    # Shuffling moves a row within its buffer, and rows left over wait for the next one.
+    counts = Counter(order)
+    assert max(counts.values()) - min(counts.get(f"x{i}", 0) for i in range(rows)) <= 1 + -(-2 * buffer // rows)
+
+
+@given(st.integers(0, 19), st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_a_resumed_stream_goes_on_with_the_same_rows(stop: int, packing: bool, mixed: bool) -> None:
+    parts = [texts(23), texts(9, 30, "z")] if mixed else [texts(23)]
+    options = {"packing": packing, "max_length": 60, "accumulation": 2, "num_steps": 20}
+    options |= {"shares": (2.0, 1.0)} if mixed else {}
+    whole = given_out(loader(*parts, **options))
+    stopped = loader(*parts, **options)
+    before = [
+        [[names(row) for row in batch] for batch in step.micro_batches]
+        for step in itertools.islice(stopped.steps(0), stop)
+    ]
+    resumed = loader(*parts, **options)
+    resumed.load_state_dict(stopped.state_dict())
+    assert before + given_out(resumed, start=stop) == whole
+
+
+def test_the_shuffle_depends_on_seed_and_block() -> None:
+    first, again, other = (flat(given_out(loader(texts(70), seed=seed, num_steps=14))) for seed in (1, 1, 2))
+    assert first == again != other
+    blocks = [first[i : i + 7] for i in range(0, 28, 7)]
+    places = {tuple(np.argsort([int(name[1:]) for name in block])) for block in blocks}
+    assert len(places) == 4, "each block is shuffled differently"
+
+
+def test_a_mixture_has_its_shares_of_trained_tokens() -> None:
+    stream = loader(texts(50, 10, "a"), texts(50, 90, "b"), shares=(3.0, 1.0), buffer=40, num_steps=500)
+    trained: Counter[int] = Counter()
+    for step in stream.steps(0):
+        for row in (row for batch in step.micro_batches for row in batch):
+            trained[row.part] += int(row.trained.sum())
+    assert trained[0] / trained.total() == pytest.approx(0.75, abs=0.01)
+
+
+def test_sources_without_shares_follow_each_other() -> None:
+    steps = given_out(loader(texts(4, word="a"), texts(6, word="b"), sampling="sequential", num_steps=10))
+    assert flat(steps) == [*(f"a{i}" for i in range(4)), *(f"b{i}" for i in range(6))] * 2
+
+
+@given(st.integers(2, 4))
+@settings(deadline=None, max_examples=5)
+def test_ranks_share_the_rows_of_a_pass(world_size: int) -> None:
+    ranks = [
+        loader(
+            texts(24), sampling="sequential", batch_size=1, rank=rank, world_size=world_size, num_steps=24 // world_size
+        )
+        for rank in range(world_size)
+    ]
+    seen = [flat(given_out(each)) for each in ranks]
+    assert sorted(itertools.chain(*seen)) == sorted(f"x{i}" for i in range(24))
+
+
+def test_rows_held_out_at_the_beginning_never_come() -> None:
+    order = flat(given_out(loader(texts(10), held_out=4, sampling="sequential", num_steps=9)))
+    assert order == [f"x{i}" for i in range(4, 10)] * 3
+
+
+def test_packs_hold_whole_rows_up_to_the_maximum_length() -> None:
+    stream = loader(texts(60, 20), packing=True, max_length=70, batch_size=1, buffer=20, num_steps=15)
+    for step in stream.steps(0):
+        (batch,) = step.micro_batches
+        assert 1 <= sum(len(row.ids) for row in batch) <= 70
+        assert all(row.ids[-1] == TOKENIZER.eos_token_id for row in batch)
+
+
+def test_the_longest_batch_is_as_long_as_rows_may_get() -> None:
+    (row, _) = loader(texts(9), max_length=123).longest(padded=False)
+    assert len(row.ids) == 123 and row.trained.sum() == 122
+
+
+BAD = {"prompt": "x", "completion": 7}
+
+
+@pytest.mark.parametrize(
+    ("limit", "bad", "accepted"), [(0, 1, False), (2, 2, True), (2, 3, False), (0.25, 4, True), (0.1, 4, False)]
+)
+def test_rejected_rows_are_told_and_accepted_up_to_the_limit(limit: float, bad: int, accepted: bool) -> None:
+    told: list[Rejected] = []
+    rows = [*texts(8), *([BAD] * bad), *texts(12)]
+
+    def run() -> None:
+        given_out(loader(rows, max_rejected=limit, reject=told.append, num_steps=30))
+
+    if accepted:
+        run()
+        assert len(told) == bad, "once each, though the rows are read several times"
+        return
+    with pytest.raises(DataError, match=r"rows cannot be used(.|\n)*memory:part0\[8\](.|\n)*data.max_rejected"):
+        run()
+
+
+@pytest.mark.parametrize(("long", "accepted"), [(1, True), (3, False)])
+def test_overlong_rows_are_an_error_above_one_percent(long: int, accepted: bool) -> None:
+    rows = [*texts(100 - long), *texts(long, 600, "long")]
+    if accepted:
+        order = flat(given_out(loader(rows, buffer=99, num_steps=60)))
+        assert not any(name.startswith("long") for name in order)
+        return
+    with pytest.raises(DataError, match=r"3 of the first 100 rows are over data\.max_length: 500; cut there, 3 would"):
+        given_out(loader(rows, buffer=99, num_steps=60))
+
+
+def test_overlong_rows_are_cut_or_dropped_where_the_recipe_says_so() -> None:
+    rows = [*texts(5), *texts(5, 600, "long")]
+    lengths = {
+        rule: {
+            len(row.ids)
+            for step in loader(rows, overlong=rule).steps(0)
+            for batch in step.micro_batches
+            for row in batch
+        }
+        for rule in ("drop", "truncate")
+    }
+    assert max(lengths["drop"]) < 500 and max(lengths["truncate"]) == 500
+
+
+def test_a_source_without_a_usable_row_is_an_error_and_no_endless_loop() -> None:
+    with pytest.raises(DataError, match="no row of it can be trained on"):
+        loader(texts(5, 600), overlong="drop")
+    with pytest.raises(DataError, match="memory:part1"):
+        given_out(loader(texts(5), [], shares=(1.0, 1.0)))

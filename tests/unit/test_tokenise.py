@@ -1,0 +1,153 @@
+"""From sources to stores: what is kept under which key, what is said, what becomes of rows of each kind."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunekit.data import sources, tokenise
+from tunekit.data.rows import Conversation, Preference, Prompt, Unpaired
+from tunekit.data.store import Store
+from tunekit.data.tokenise import Reading, Rendering, first_rows, tokenised
+from tunekit.errors import DataError
+from tunekit.models.tiny_random import tokenizer
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+CHAT = {"messages": [USER, ANSWER]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("TUNEKIT_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "tokens"
+
+
+def written(folder: Path, *rows: Any, name: str = "a.jsonl") -> Path:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+def made(path: Path, rendering: Rendering | None = None, tok: Any = None, **options: Any) -> Store:
+    reading = Reading(sources.find(str(path)), **options)
+    return tokenised(reading, tok or tokenizer(), rendering or Rendering())
+
+
+def test_the_same_content_is_tokenised_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path, CHAT, CHAT)
+    first = made(path)
+    with caplog.at_level(logging.INFO, logger="tunekit"):
+        again = made(path)
+    assert again.folder == first.folder and len(list(cache.iterdir())) == 1
+    assert "a.jsonl: 2 rows, format messages (detected), tokenised before" in caplog.text
+
+
+def test_whatever_the_tokens_depend_on_makes_another_store(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, {**CHAT, "other": [USER, ANSWER]})
+    made(path)
+    for rendering in (
+        Rendering(loss_on="all"),
+        Rendering(system="Be kind."),
+        Rendering(reasoning="drop"),
+        Rendering(system_mode="drop"),
+    ):
+        made(path, rendering)
+    made(path, format="messages")
+    made(path, columns={"messages": "other"})
+    template, special = tokenizer(), tokenizer()
+    template.chat_template = template.chat_template.replace("assistant", "Assistant")
+    special.add_special_tokens({"additional_special_tokens": ["<x>"]})
+    made(path, tok=template)
+    made(path, tok=special)
+    monkeypatch.setattr(tokenise, "version", lambda name: "0")
+    made(path)
+    monkeypatch.setattr(tokenise, "_code_hash", lambda: "")
+    made(path)
+    written(tmp_path, CHAT, CHAT)
+    made(path)
+    assert len(list(cache.iterdir())) == 12
+
+
+def test_a_template_that_says_the_date_is_tokenised_anew_each_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, dated = written(tmp_path, CHAT), tokenizer()
+    dated.chat_template = "{{ strftime_now('%d') }}\n" + dated.chat_template
+
+    class Tomorrow:
+        @staticmethod
+        def today() -> Any:
+            return type("Date", (), {"isoformat": lambda self: "2999-01-01"})()
+
+    today, plain = made(path, tok=dated).folder, made(path).folder
+    monkeypatch.setattr(tokenise, "date", Tomorrow)
+    assert made(path, tok=dated).folder != today and made(path).folder == plain
+
+
+def test_rows_of_every_kind_are_kept_with_what_was_read(tmp_path: Path) -> None:
+    rows: dict[str, tuple[Any, type, int]] = {
+        "conversations": (CHAT, Conversation, 1),
+        "pairs": ({"prompt": "a", "chosen": "b", "rejected": "c"}, Preference, 2),
+        "unpaired": ({"prompt": "a", "completion": "b", "label": True}, Unpaired, 1),
+        "prompts": ({"prompt": [USER]}, Prompt, 1),
+    }
+    for kind, (row, expected, count) in rows.items():
+        store = made(written(tmp_path, row, row, name=f"{kind}.jsonl"))
+        assert store.report["kind"] == kind and len(store) == 2 * count and store.num_items == 2
+        assert type(store.row(0)) is expected
+    pair = made(tmp_path / "pairs.jsonl")
+    assert [tokenizer().decode(row.ids[row.trained]) for row in pair[:2]] == ["b<|im_end|>", "c<|im_end|>"]
+
+
+def test_a_row_without_a_trained_token_is_rejected(tmp_path: Path) -> None:
+    silent = {"messages": [USER, {**ANSWER, "train": False}]}
+    store = made(written(tmp_path, CHAT, silent))
+    (rejected,) = store.rejected()
+    assert rejected.source.endswith("a.jsonl:2") and "no trained token under data.loss_on: assistant" in rejected.reason
+    assert len(store) == 1 and store.report["rejected"] == 1
+
+
+def test_malformed_lines_misfits_and_what_a_template_refuses_are_rejected_alike(tmp_path: Path) -> None:
+    path = written(tmp_path, CHAT, {"messages": "x"}, {"messages": [{"role": "user", "content": "<|im_end|>"}, ANSWER]})
+    with path.open("a") as file:
+        file.write("{broken\n")
+    store = made(path)
+    assert [each.source.rpartition(":")[2] for each in store.rejected()] == ["2", "3", "4"] and len(store) == 1
+
+
+def test_the_ids_that_end_answers_are_known(tmp_path: Path) -> None:
+    """As in base models: the template ends a turn with a special token that is not the tokenizer's eos_token."""
+    chatty = tokenizer()
+    chatty.eos_token = "<|endoftext|>"
+    end, eos = (chatty.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    chat = written(tmp_path, CHAT)
+    for loss_on in ("assistant", "all"):
+        assert made(chat, Rendering(loss_on=loss_on), chatty).report["terminators"] == [end]
+    text = written(tmp_path, {"prompt": "a", "completion": "b"}, name="b.jsonl")
+    assert made(text, tok=chatty).report["terminators"] == [eos]
+
+
+def test_keys_that_are_not_used_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="tunekit"):
+        made(written(tmp_path, {**CHAT, "id": 1}, {**CHAT, "score": 2}))
+    assert "keys that are not used: id, score" in caplog.text
+
+
+def test_the_first_rows_are_read_without_the_rest_and_without_the_cache(tmp_path: Path, cache: Path) -> None:
+    path = written(tmp_path, CHAT, CHAT, CHAT, CHAT)
+    store = first_rows(Reading(sources.find(str(path))), 2, tokenizer(), Rendering())
+    assert len(store) == 2 and not cache.exists()
+    folder = store.folder
+    del store
+    assert not folder.exists()
+
+
+def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
+    slow = tokenizer()
+    slow.__class__ = type("SlowTokenizer", (type(slow),), {"is_fast": False})
+    with pytest.raises(DataError, match="SlowTokenizer is a slow tokenizer"):
+        made(written(tmp_path, CHAT), tok=slow)

@@ -1,0 +1,60 @@
+"""What the training loop asks for rows: the next step's micro-batches, where it stands, the largest batch to come."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from tunekit.data.plan import Plan
+from tunekit.data.prepare import Rows
+from tunekit.data.rows import Tokens
+
+
+class LoadedStep(NamedTuple):
+    """Optimizer step `number` (from 1): its micro-batches, and the epochs done after it (None: not known)."""
+
+    number: int
+    micro_batches: list[list[Tokens]]
+    epoch: float | None
+    ends_epoch: bool
+
+
+class Loader(Protocol):
+    """`state_dict` is what `steps` needs, beside the number of the last step, to go on from there."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def steps(self, start: int) -> Iterator[LoadedStep]: ...
+
+    def longest(self, padded: bool) -> Sequence[Tokens]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class PlannedLoader:
+    """Rows that are all there before step 1, in the order of a plan: the number of a step is the whole state."""
+
+    def __init__(self, rows: Rows | Sequence[Tokens], plan: Plan) -> None:
+        self.rows = rows
+        self.plan = plan
+
+    @property
+    def num_steps(self) -> int:
+        return self.plan.num_steps
+
+    def steps(self, start: int) -> Iterator[LoadedStep]:
+        """The steps after `start`."""
+        for number, epoch, micro_batches in self.plan.steps(start):
+            rows = [[self.rows[row] for row in batch] for batch in micro_batches]
+            yield LoadedStep(number, rows, epoch, float(epoch).is_integer())
+
+    def longest(self, padded: bool) -> Sequence[Tokens]:
+        """The micro-batch with the most tokens of the whole run, padding included where rows are `padded`."""
+        return [self.rows[row] for row in self.plan.longest(padded)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state

@@ -1,0 +1,92 @@
+"""Rows that come twice, and held-out rows whose text is in the training rows. Reported, never removed: a short answer
+may well be right twice, and texts of one domain share phrases.
+
+An n-gram is 13 tokens in a row, the length that Brown et al. 2020 (arXiv:2005.14165, appendix C) look for. Those that
+several held-out rows share (a system prompt, a table's header) say nothing about leakage and do not count.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunekit.data.prepare import Rows
+
+NGRAM = 13
+MIN_SHARE = 0.5  # of a held-out row's own n-grams, from which on it counts as overlapping
+SHOWN = 3
+CHUNK = 1000
+# Odd, so that no token vanishes from the hash modulo 2^64.
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Counts, and examples as (place, place or share of its n-grams)."""
+
+    duplicates: int
+    exact: int
+    ngram: int
+    examples: dict[str, list[str]]
+
+
+def find_overlap(train: Rows, held_out: Rows | None) -> Overlap:
+    """Exact duplicates among `train`, and rows of `held_out` that are in it exactly, or by half of their n-grams."""
+    examples: dict[str, list[str]] = {"duplicates": [], "exact": [], "ngram": []}
+    values, first, inverse = np.unique(train.digests, return_index=True, return_inverse=True)
+    copies = np.flatnonzero(first[inverse] != np.arange(len(train)))
+    examples["duplicates"] = [
+        f"{train.source(int(i))} = {train.source(int(first[inverse[i]]))}" for i in copies[:SHOWN]
+    ]
+    if held_out is None:
+        return Overlap(len(copies), 0, 0, examples)
+    exact = np.isin(held_out.digests, values)
+    at = np.searchsorted(values, held_out.digests[exact])
+    pairs = zip(np.flatnonzero(exact)[:SHOWN], first[at[:SHOWN]], strict=True)
+    examples["exact"] = [f"{held_out.source(int(i))} = {train.source(int(k))}" for i, k in pairs]
+    shares = ngram_shares(train, held_out)
+    near = np.flatnonzero((shares >= MIN_SHARE) & ~exact)
+    examples["ngram"] = [f"{held_out.source(int(i))} ({shares[i]:.0%})" for i in near[:SHOWN]]
+    return Overlap(len(copies), int(exact.sum()), len(near), examples)
+
+
+def sentences(overlap: Overlap) -> Iterator[str]:
+    """What was found, a sentence for each thing that was; none where nothing was."""
+    texts = {
+        "duplicates": (overlap.duplicates, "training rows are copies of an earlier one"),
+        "exact": (overlap.exact, "held-out rows are training rows too"),
+        "ngram": (overlap.ngram, f"held-out rows have half of their {NGRAM}-grams in training rows"),
+    }
+    for key, (count, text) in texts.items():
+        if count:
+            yield f"{count:,} {text}, such as {'; '.join(overlap.examples[key])}"
+
+
+def ngram_shares(train: Rows, held_out: Rows) -> NDArray[np.float64]:
+    """Of each held-out row, the share of its own n-grams that some training row has; 0 where it has none (R,)."""
+    grams, owners = _ngrams(held_out, range(len(held_out)))
+    pairs = np.unique(np.stack([grams, owners.astype(np.uint64)]), axis=1)
+    values, index, counts = np.unique(pairs[0], return_index=True, return_counts=True)
+    values, owners = values[counts == 1], pairs[1][index[counts == 1]].astype(np.int64)
+    seen = np.zeros(len(values), bool)
+    for begin in range(0, len(train) if len(values) else 0, CHUNK):
+        found, _ = _ngrams(train, range(begin, min(begin + CHUNK, len(train))))
+        at = np.minimum(np.searchsorted(values, found), len(values) - 1)
+        seen[at[values[at] == found]] = True
+    total = np.bincount(owners, minlength=len(held_out))
+    return np.bincount(owners, seen, len(held_out)) / np.maximum(total, 1)
+
+
+def _ngrams(rows: Rows, chosen: range) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """A hash of each n-gram within one of the rows, and the number of that row; a shorter row has none."""
+    ids = [rows[i].ids for i in chosen]
+    owners = np.repeat(np.array(chosen, np.int64), [len(row) for row in ids])
+    count = max(len(owners) - NGRAM + 1, 0)
+    values = np.concatenate([*ids, np.zeros(0, np.int32)]).astype(np.uint64)
+    hashes = np.zeros(count, np.uint64)
+    for k in range(NGRAM):  # overflow is the modulo of the hash
+        hashes = (hashes + values[k : k + count] + np.uint64(1)) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    inside = owners[:count] == owners[NGRAM - 1 : NGRAM - 1 + count]
+    return hashes[inside], owners[:count][inside]

@@ -1,0 +1,42 @@
+"""What every source of rows can do, whatever it reads."""
+
+import reprlib
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeAlias
+
+from tunekit.data.rows import Rejected
+
+Row: TypeAlias = tuple[dict[str, Any], str]
+Item: TypeAlias = Row | Rejected
+SHOWN = 5
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 40
+
+
+class RowSource(Protocol):
+    """Rows with their places ("a.jsonl:12", "a.json[3]", "id[train][7]"); `name` is the path as the user wrote it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def rows(self, start: int = 0) -> Iterator[Item]:
+        """The items from number `start` on, in order, read as they are asked for; a row that cannot be read is
+        `Rejected`. Raises `DataError` for what concerns a whole file."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 as hex: equal only where the rows are, wherever they lie."""
+        ...
+
+
+def first_problems(problems: list[str]) -> str:
+    """The first problems, one a line, and how many more there are."""
+    more = [f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n".join([*(f"  {problem}" for problem in problems[:SHOWN]), *more])
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, however long or deep it is."""
+    text = _repr.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

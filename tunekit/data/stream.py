@@ -1,0 +1,251 @@
+"""Rows that are read and tokenised while training runs, in constant memory: a block of rows at a time.
+
+A block is the next `buffer` rows of the sources, shuffled among themselves and cut into steps; rows that do not fill a
+step go before the next block. So the whole state is where each source stood when the block began, the rows carried
+over, and how many of the block's steps are done: a resumed run reads the block again and goes on with the same rows.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tunekit.data.formats import Found
+from tunekit.data.loader import LoadedStep
+from tunekit.data.plan import pack
+from tunekit.data.prepare import OVERLONG_SHARE, SHOWN, rejections
+from tunekit.data.rows import Conversation, Rejected, Tokens
+from tunekit.data.store import Rendered
+from tunekit.data.tokenise import KINDS, Reading, Rendering, rendered, terminators
+from tunekit.errors import DataError
+
+log = logging.getLogger("tunekit")
+
+EXAMPLES = 8  # conversations that are kept
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How rows become steps; the names are those of `Plan` and of the recipe's `data` section."""
+
+    num_steps: int
+    batch_size: int
+    accumulation: int
+    max_length: int
+    seed: int
+    buffer: int
+    overlong: str = "error"
+    max_rejected: float = 0
+    sampling: str = "random"
+    packing: bool = False
+    shares: tuple[float, ...] | None = None
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass
+class Cursor:
+    """Where a source stands: passes made, number of the next row, trained tokens given out."""
+
+    turn: int = 0
+    item: int = 0
+    trained: int = 0
+
+
+@dataclass
+class Counts:
+    """What became of the rows so far, each counted in the first pass over its source."""
+
+    rows: int = 0
+    rejected: int = 0
+    overlong: int = 0
+    answers_cut: int = 0
+
+
+@dataclass
+class _Block:
+    """The state at the beginning of a block, and the steps of it that were given out since."""
+
+    number: int = 0
+    cursors: list[Cursor] = field(default_factory=list)
+    carried: list[Tokens] = field(default_factory=list)
+    done: int = 0
+
+
+class StreamLoader:
+    """A `Loader` over sources that are never held whole.
+
+    `held_out` rows at the beginning of the first source are left out. With `shares`, the next row always comes from the
+    source furthest behind its share of the trained tokens; without, the sources follow each other. `reject` is told of
+    each rejected row. Raises `DataError` where more rows are rejected or over-long than the settings accept.
+    """
+
+    def __init__(
+        self,
+        readings: Sequence[Reading],
+        tokenizer: PreTrainedTokenizerBase,
+        rendering: Rendering,
+        settings: StreamSettings,
+        held_out: int = 0,
+        reject: Callable[[Rejected], None] = lambda row: None,
+    ) -> None:
+        self.readings, self.tokenizer, self.rendering, self.settings = readings, tokenizer, rendering, settings
+        self.held_out, self.reject = held_out, reject
+        self.counts, self.notes = Counts(), Counter[str]()
+        self.first: list[Tokens] = []
+        self.conversations: list[Conversation] = []
+        self.kind = ""
+        self.terminators: frozenset[int] = frozenset()
+        self._rejections: deque[Rejected] = deque(maxlen=SHOWN)
+        self._cursors = [Cursor(item=held_out if i == 0 else 0) for i in range(len(readings))]
+        self._sources: dict[int, Iterator[tuple[int, Rendered | Rejected]]] = {}
+        self._block = _Block()
+        self._rows = self._read_block()
+
+    @property
+    def num_steps(self) -> int:
+        return self.settings.num_steps
+
+    def steps(self, start: int) -> Iterator[LoadedStep]:
+        """The steps after `start`, which must be the one that the state belongs to."""
+        number = start
+        while number < self.num_steps:
+            steps, rest = self._steps()
+            for step in steps[self._block.done :][: self.num_steps - number]:
+                number += 1
+                self._block.done += 1
+                yield LoadedStep(number, step, None, False)
+            if number < self.num_steps:
+                self._block = _Block(self._block.number + 1, carried=rest)
+                self._rows = self._read_block()
+
+    def longest(self, padded: bool) -> Sequence[Tokens]:
+        """A micro-batch of rows that are all `max_length` tokens long, since the longest to come is not known."""
+        ids = np.resize(self.first[0].ids, self.settings.max_length)
+        row = Tokens(ids, np.arange(len(ids)) > 0, self.first[0].source)
+        return [row] * self.settings.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        carried = [(row.ids.tolist(), row.trained.tolist(), row.source, row.part) for row in self._block.carried]
+        block = {"number": self._block.number, "done": self._block.done, "carried": carried}
+        return {**block, "cursors": [asdict(each) for each in self._block.cursors], "counts": asdict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        carried = [
+            Tokens(np.array(ids, np.int32), np.array(trained, bool), source, part)
+            for ids, trained, source, part in state["carried"]
+        ]
+        self._block = _Block(state["number"], carried=carried, done=state["done"])
+        self._cursors = [Cursor(**each) for each in state["cursors"]]
+        self._sources.clear()
+        self._rows = self._read_block()
+        self.counts = Counts(**state["counts"])
+
+    def _steps(self) -> tuple[list[list[list[Tokens]]], list[Tokens]]:
+        """The whole steps of the block, each a list of micro-batches, and the rows that are left over."""
+        settings, rows = self.settings, self._rows
+        packs: Sequence[Sequence[int]] = [(i,) for i in range(len(rows))]
+        if settings.packing:
+            packs = pack(range(len(rows)), [len(row.ids) for row in rows], settings.max_length)
+        size = settings.batch_size * settings.accumulation
+        whole = len(packs) // size * size
+        batches = [
+            [rows[i] for each in packs[begin : begin + settings.batch_size] for i in each]
+            for begin in range(0, whole, settings.batch_size)
+        ]
+        steps = [batches[i : i + settings.accumulation] for i in range(0, len(batches), settings.accumulation)]
+        return steps, [rows[i] for each in packs[whole:] for i in each]
+
+    def _read_block(self) -> list[Tokens]:
+        """The rows carried over and the next `buffer` rows, shuffled; checks what was rejected and over-long so far."""
+        self._block.cursors = [Cursor(**asdict(each)) for each in self._cursors]
+        rows: list[Tokens] = []
+        while len(rows) < self.settings.buffer:
+            rows += self._next(self._furthest_behind())
+        if not self.first:
+            self.first = rows[:]
+            self.terminators = terminators(rows, self.tokenizer)
+        self._check()
+        if self.settings.sampling == "random":
+            generator = np.random.default_rng([self.settings.seed, self._block.number, self.settings.rank])
+            rows = [rows[i] for i in generator.permutation(len(rows))]
+        return self._block.carried + rows
+
+    def _furthest_behind(self) -> int:
+        shares, cursors = self.settings.shares, self._cursors
+        if shares is None:
+            return min(range(len(cursors)), key=lambda i: (cursors[i].turn, i))
+        return min(range(len(cursors)), key=lambda i: cursors[i].trained / shares[i])
+
+    def _next(self, part: int) -> list[Tokens]:
+        """The token rows of the next row of a source, after the rule for over-long ones; begins anew at its end."""
+        cursor = self._cursors[part]
+        if part not in self._sources:
+            self._sources[part] = self._numbered(part, cursor)
+        made = next(self._sources[part], None)
+        if made is None:
+            del self._sources[part]
+            if cursor.trained == 0:
+                raise DataError(f"{self.readings[part].source.name}: no row of it can be trained on")
+            cursor.turn, cursor.item = cursor.turn + 1, self.held_out if part == 0 else 0
+            return []
+        number, each = made
+        cursor.item = number + 1
+        if isinstance(each, Rejected):
+            return self._rejected(each, first_pass=cursor.turn == 0)
+        self.kind = KINDS[type(each.row)]
+        if isinstance(each.row, Conversation) and len(self.conversations) < EXAMPLES:
+            self.conversations.append(each.row)
+        rows = [row for tokens in each.tokens if (row := self._fitted(tokens, part, cursor.turn == 0)) is not None]
+        self.counts.rows += cursor.turn == 0
+        cursor.trained += sum(int(row.trained.sum()) for row in rows)
+        return rows
+
+    def _numbered(self, part: int, cursor: Cursor) -> Iterator[tuple[int, Rendered | Rejected]]:
+        """The rows of a source from `cursor` on that are this rank's, each with its number."""
+        rank, world_size = self.settings.rank, self.settings.world_size
+        rows = enumerate(self.readings[part].rows(Found(), cursor.item), start=cursor.item)
+        mine = ((number, row) for number, row in rows if number % world_size == rank)
+        for chunk in rendered(mine, self.tokenizer, self.rendering, self.notes):
+            yield from chunk
+
+    def _rejected(self, row: Rejected, first_pass: bool) -> list[Tokens]:
+        if first_pass:
+            self.counts.rejected += 1
+            self._rejections.append(row)
+            self.reject(row)
+            limit = self.settings.max_rejected
+            if isinstance(limit, int) and self.counts.rejected > limit:
+                self._refuse()
+        return []
+
+    def _fitted(self, tokens: Tokens, part: int, first_pass: bool) -> Tokens | None:
+        """The row, cut to `max_length` where that is the rule; None where it is left out."""
+        length = self.settings.max_length
+        kept = Tokens(tokens.ids[:length], tokens.trained[:length], tokens.source, part)
+        if len(tokens.ids) <= length:
+            return kept
+        if first_pass:
+            self.counts.overlong += 1
+            self.counts.answers_cut += bool(tokens.trained[length:].any())
+        return kept if self.settings.overlong == "truncate" and kept.trained.any() else None
+
+    def _check(self) -> None:
+        counts, settings = self.counts, self.settings
+        limit = settings.max_rejected
+        if isinstance(limit, float) and counts.rejected > limit * (counts.rows + counts.rejected):
+            self._refuse()
+        if settings.overlong == "error" and counts.overlong > OVERLONG_SHARE * counts.rows:
+            raise DataError(
+                f"{counts.overlong:,} of the first {counts.rows:,} rows are over data.max_length: "
+                f"{settings.max_length}; cut there, {counts.answers_cut:,} would lose part of an answer",
+                "Raise data.max_length, or set data.overlong: drop or truncate.",
+            )
+
+    def _refuse(self) -> NoReturn:
+        count, last = self.counts.rejected, list(self._rejections)
+        raise DataError(*rejections(last, count, self.counts.rows + count, self.settings.max_rejected))

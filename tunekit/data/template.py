@@ -1,0 +1,200 @@
+"""The tokenizer's chat template, and what it and the tokenizer's special tokens say about a text.
+
+One call renders one conversation: a call for many is not faster, and would not say which of them the template refuses.
+"""
+
+import json
+import re
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import jinja2
+import jinja2.meta
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tunekit.data.messages import Message, Prepared, Refused, older_form, split_reasoning, strings
+from tunekit.errors import DataError
+
+Tools: TypeAlias = list[dict[str, Any]]
+
+# What a template may raise: its own raise_exception, or Python's errors from an expression on a message.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+
+
+def possible_terminators(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that can end a turn: eos and the special tokens, without unk and bos (where bos is not eos too)."""
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    return (special - {tokenizer.unk_token_id, tokenizer.bos_token_id}) | ({tokenizer.eos_token_id} - {None})
+
+
+class ChatTemplate:
+    """Renders conversations. Raises `DataError` where the tokenizer has no template, or one that is no template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        self.tokenizer = tokenizer
+        self.terminators = frozenset(possible_terminators(tokenizer))
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._ends = [token for token in longest_first if tokenizer.convert_tokens_to_ids(token) in self.terminators]
+        self._tools: dict[str, Tools] = {}
+        self._variables: dict[str, set[str]] = {}
+        try:
+            self._variables_of(self.text(None))
+        except ValueError as error:
+            raise DataError(
+                f"{source}: a conversation needs a chat template, and this tokenizer has none (a base model?)",
+                "Set data.chat_template: path.jinja, or write the rows as prompt and completion strings.",
+            ) from error
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(
+                f"the chat template is not valid Jinja: line {error.lineno}: {error.message}",
+                "Correct it (data.chat_template, or chat_template.jinja in the model's folder).",
+            ) from error
+
+    def text(self, tools: Tools | None) -> str:
+        """The template itself; a tokenizer may have another one for conversations with tools."""
+        return str(self.tokenizer.get_chat_template(tools=tools))
+
+    def has_markers(self, tools: Tools | None) -> bool:
+        """Whether it marks what the model writes by `{% generation %}`."""
+        return GENERATION.search(self.text(tools)) is not None
+
+    def render(self, messages: list[Message], tools: Tools | None, *, add_generation_prompt: bool = False) -> str:
+        """Raises `Refused` where the template refuses the messages."""
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,  # type: ignore[arg-type]
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+        except TEMPLATE_ERRORS as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise Refused(
+                f"the chat template refuses the messages ({roles}): {error}",
+                "Change the row (or data.system, if that adds the system message), or set data.chat_template: "
+                "path.jinja.",
+            ) from error
+
+    def render_either_form(
+        self, messages: list[Message], tools: Tools | None, *, add_generation_prompt: bool = False
+    ) -> tuple[list[Message], str]:
+        """The messages and their rendering; a template that refuses their tool calls gets them in the older form."""
+        try:
+            return messages, self.render(messages, tools, add_generation_prompt=add_generation_prompt)
+        except Refused:
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+            older = [older_form(message) for message in messages]
+            return older, self.render(older, tools, add_generation_prompt=add_generation_prompt)
+
+    def marked(self, messages: list[Message], tools: Tools | None) -> list[tuple[int, int]]:
+        """The characters `[start, end)` that `{% generation %}` marks in the rendering of the messages."""
+        variables: dict[str, Any] = self.tokenizer.special_tokens_map
+        rendering: Any = render_jinja_template(
+            [messages],
+            tools=tools,  # type: ignore[arg-type]
+            chat_template=self.text(tools),
+            return_assistant_tokens_mask=True,
+            **variables,
+        )
+        return rendering[1][0]
+
+    @cached_property
+    def generation_prompt(self) -> str:
+        """What the template writes to ask for an answer; `""` where it refuses the simplest question."""
+        question: list[Message] = [{"role": "user", "content": "?"}]
+        try:
+            asked = self.render(question, None, add_generation_prompt=True)
+            return asked[shared_length(asked, self.render(question, None)) :]
+        except Refused:
+            return ""
+
+    def parse_tools(self, text: str | None) -> Tools | None:
+        """The tool schemas of a row. Raises `Refused` where they are none, or the template leaves them out."""
+        if text is None:
+            return None
+        if text not in self._tools:
+            self._tools[text] = self._parse_tools(text)
+        return self._tools[text]
+
+    def _parse_tools(self, text: str) -> Tools:
+        try:
+            tools = json.loads(text)
+        except (ValueError, RecursionError):
+            tools = None
+        if not isinstance(tools, list) or not tools or not all(isinstance(tool, dict) for tool in tools):
+            raise Refused(f"tools must be a list of tool schemas, found {text[:60]!r}")
+        if "tools" not in self._variables_of(self.text(tools)):
+            raise Refused(
+                "the row has tools, and the chat template does not render tools",
+                "Take the tools out of the row, or set data.chat_template: path.jinja, a template that renders them.",
+            )
+        self._refuse_special("tools", strings(tools))
+        return tools
+
+    def _variables_of(self, text: str) -> set[str]:
+        if text not in self._variables:
+            environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+            self._variables[text] = jinja2.meta.find_undeclared_variables(environment.parse(GENERATION.sub("", text)))
+        return self._variables[text]
+
+    def refuse_special_tokens(self, prepared: Prepared) -> None:
+        """Raises `Refused` where a message holds the text of a special token, which would become that token."""
+        for i, message in enumerate(prepared.messages):
+            # The tags around reasoning are the template's own words, special tokens or not.
+            content = split_reasoning(message.get("content", "")) if message["role"] == "assistant" else ()
+            self._refuse_special(prepared.place(i), strings({**message, "content": content or message.get("content")}))
+
+    def _refuse_special(self, place: str, texts: Any) -> None:
+        for text in texts:
+            if found := self._special.search(text):
+                raise Refused(
+                    f"{place}: its text holds {found.group()!r}, which the tokenizer would read as its special token",
+                    "Take the token out of the text: only the chat template may write it.",
+                )
+
+    def ending(self, text: str, start: int) -> tuple[int, list[tuple[int, int]]]:
+        """Where the words of `text[start:]` end, and the terminators (start, end) among the white space after them."""
+        at = len(text)
+        found: list[tuple[int, int]] = []
+        while at > start:
+            at = start + len(text[start:at].rstrip())
+            token = next((token for token in self._ends if text.endswith(token, start, at)), None)
+            if token is None:
+                break
+            found.insert(0, (at - len(token), at))
+            at -= len(token)
+        return at, found
+
+    def end_of_terminator(self, text: str, start: int) -> int | None:
+        """The end of the terminator that stands at `start`."""
+        return next((start + len(token) for token in self._ends if text.startswith(token, start)), None)
+
+
+def shared_length(a: str, b: str) -> int:
+    """The length of the longest common prefix."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high:  # a[:low] == b[:low]
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

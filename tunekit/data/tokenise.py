@@ -1,0 +1,221 @@
+"""From one source of rows to a store of token rows: read, converted, rendered in chunks, kept under a content hash."""
+
+import hashlib
+import itertools
+import json
+import logging
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tunekit.data import formats
+from tunekit.data.encode import check_fast
+from tunekit.data.pairs import Labelled, Pair, render_pairs, render_prompts, render_unpaired
+from tunekit.data.render import render_all
+from tunekit.data.rows import AnyRow, Conversation, Preference, Prompt, Rejected, Text, Tokens, Unpaired
+from tunekit.data.sources import RowSource
+from tunekit.data.store import Rendered, Store, stored, write_rows
+from tunekit.data.template import possible_terminators
+from tunekit.files import cache_root
+
+log = logging.getLogger("tunekit")
+
+# Rows rendered and tokenised by one call: many enough that the cost of a call vanishes, few enough to hold in memory.
+CHUNK = 1000
+KINDS: dict[type, str] = {
+    Conversation: "conversations",
+    Text: "conversations",
+    Preference: "pairs",
+    Unpaired: "unpaired",
+    Prompt: "prompts",
+}
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How rows become tokens; see `render_all`."""
+
+    loss_on: str = "assistant"
+    system: str | None = None
+    system_mode: str = "keep"
+    reasoning: str = "keep"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read and as what: a source, its format, its columns; `part` is its number in the recipe."""
+
+    source: RowSource
+    format: str = "auto"
+    columns: Mapping[str, str] | None = None
+    part: int = 0
+
+    def rows(self, found: formats.Found, start: int = 0) -> Iterator[AnyRow | Rejected]:
+        return formats.convert(self.source.rows(start), format=self.format, columns=self.columns, found=found)
+
+
+def tokenised(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Store:
+    """The token rows of `reading`, from the cache where they were made before from the same content.
+
+    Raises `DataError` where no row is of a known format, and `StorageError` where the cache cannot be written.
+    """
+    check_fast(tokenizer)
+    folder = cache_root() / "tokens" / _key(reading, tokenizer, rendering)
+    found = folder.is_dir()
+    store = stored(folder, lambda staging: _write(staging, reading, tokenizer, rendering))
+    _say(reading, store, found)
+    return store
+
+
+def first_rows(reading: Reading, count: int | None, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Store:
+    """The first `count` rows of `reading` (None: all), in a folder that goes when the store does."""
+    scratch = tempfile.TemporaryDirectory()
+    store = stored(Path(scratch.name) / "rows", lambda staging: _write(staging, reading, tokenizer, rendering, count))
+    weakref.finalize(store, scratch.cleanup)
+    return store
+
+
+def rendered(
+    numbered: Iterable[tuple[int, AnyRow | Rejected]],
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    notes: Counter[str],
+) -> Iterator[list[tuple[int, Rendered | Rejected]]]:
+    """Chunks of rows rendered, in order, each with its number; a row without a trained token is rejected."""
+    numbered = iter(numbered)
+    while chunk := list(itertools.islice(numbered, CHUNK)):
+        rows = [row for _, row in chunk if not isinstance(row, Rejected)]
+        made = iter(_render(rows, tokenizer, rendering, notes) if rows else [])
+        yield [(i, row if isinstance(row, Rejected) else _checked(i, row, next(made), rendering)) for i, row in chunk]
+
+
+def _render(
+    rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase, rendering: Rendering, notes: Counter[str]
+) -> list[list[Tokens] | Rejected]:
+    options = {key: value for key, value in asdict(rendering).items() if key != "loss_on"}
+    kind = KINDS[type(rows[0])]
+    if kind == "conversations":
+        return render_all(rows, tokenizer, loss_on=rendering.loss_on, notes=notes, **options)
+    made: Sequence[Pair | Labelled | Tokens | Rejected]
+    if kind == "pairs":
+        made = render_pairs(rows, tokenizer, notes=notes, **options)
+    elif kind == "unpaired":
+        made = render_unpaired(rows, tokenizer, notes=notes, **options)
+    else:
+        made = render_prompts(rows, tokenizer, **options)
+    return [each if isinstance(each, Rejected) else _token_rows(each) for each in made]
+
+
+def _token_rows(made: Pair | Labelled | Tokens) -> list[Tokens]:
+    if isinstance(made, Pair):
+        return [made.chosen, made.rejected]
+    return [made.tokens if isinstance(made, Labelled) else made]
+
+
+def _checked(item: int, row: AnyRow, made: list[Tokens] | Rejected, rendering: Rendering) -> Rendered | Rejected:
+    if isinstance(made, Rejected):
+        return made
+    if not isinstance(row, Prompt) and not any(tokens.trained.any() for tokens in made):
+        return Rejected(
+            row.source,
+            f"no trained token under data.loss_on: {rendering.loss_on}",
+            asdict(row),
+            'Take the row out, or the "train": false of its answers, or change data.loss_on.',
+        )
+    return Rendered(item, row, made)
+
+
+def _write(
+    folder: Path,
+    reading: Reading,
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    count: int | None = None,
+) -> dict[str, Any]:
+    found, notes, ends = formats.Found(), Counter[str](), set[int]()
+    counts: Counter[str] = Counter()
+    kinds: set[str] = set()
+
+    def chunks() -> Iterator[list[Rendered | Rejected]]:
+        items = itertools.islice(enumerate(reading.rows(found)), count)
+        for chunk in rendered(items, tokenizer, rendering, notes):
+            good = [each for _, each in chunk if isinstance(each, Rendered)]
+            counts.update(rows=len(good), rejected=len(chunk) - len(good))
+            kinds.update(KINDS[type(each.row)] for each in good)
+            ends.update(terminators([tokens for each in good for tokens in each.tokens], tokenizer))
+            yield [each for _, each in chunk]
+
+    write_rows(folder, chunks())
+    return {
+        "source": reading.source.name,
+        "format": found.format,
+        "detected": found.detected,
+        "unused": sorted(found.unused),
+        "kind": next(iter(kinds), ""),
+        "rows": counts["rows"],
+        "rejected": counts["rejected"],
+        "notes": dict(notes),
+        "terminators": sorted(ends),
+    }
+
+
+def terminators(rows: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The special tokens that end what is trained: the last one of each run of trained tokens. `rows` must be uncut."""
+    special = list(possible_terminators(tokenizer))
+    found: set[int] = set()
+    for row in rows:
+        at = np.flatnonzero(row.trained & np.isin(row.ids, special))
+        run = np.cumsum(~row.trained)[at]
+        found.update(row.ids[at[np.diff(run, append=-1) != 0]].tolist())
+    return frozenset(found)
+
+
+def _key(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> str:
+    """sha256 of all that the token rows depend on: content, how it is read, tokenizer, template, our own code."""
+    template = str(tokenizer.chat_template or "")
+    parts: list[Any] = [
+        reading.source.fingerprint(),
+        reading.source.name,  # the rows name their places by it
+        reading.format,
+        sorted((reading.columns or {}).items()),
+        asdict(rendering),
+        tokenizer_hash(tokenizer),
+        template,
+        date.today().isoformat() if "strftime_now" in template else "",
+        [version(name) for name in ("transformers", "tokenizers", "jinja2")],
+        _code_hash(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 of the state and the special tokens of a fast tokenizer."""
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256((tokenizer.backend_tokenizer.to_str() + special).encode()).hexdigest()
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _say(reading: Reading, store: Store, cached: bool) -> None:
+    report = store.report
+    how = "detected" if report["detected"] else "given"
+    kept = ", tokenised before" if cached else ""
+    log.info("%s: %s rows, format %s (%s)%s", reading.source.name, f"{report['rows']:,}", report["format"], how, kept)
+    if report["unused"]:
+        log.info("%s: keys that are not used: %s", reading.source.name, ", ".join(report["unused"]))
+    for note, count in report["notes"].items():
+        log.info("%s: %s %s", reading.source.name, f"{count:,}", note)

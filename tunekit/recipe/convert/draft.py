@@ -1,0 +1,99 @@
+"""A recipe in the making: what is known of it, and what of the original went nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tunekit.recipe.explain import refusal, shown
+from tunekit.recipe.hints import SECTIONS
+from tunekit.recipe.parse import scalar
+
+ON = ("true", "yes", "on", "1")
+OFF = ("false", "no", "off", "0")
+
+
+class Note(NamedTuple):
+    """A key of the original that is not in the recipe, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+
+class Left(Exception):
+    """A value that goes nowhere: it has no counterpart, or (`needless`) nothing is lost without it."""
+
+    def __init__(self, why: str, *, needless: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.needless = needless
+
+
+@dataclass
+class Draft:
+    """values: by our dotted key;  train, eval: sources;  remarks: what stands beside a value;  sources: their keys"""
+
+    tool: str
+    values: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    eval: list[dict[str, Any]] = field(default_factory=list)
+    remarks: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Note] = field(default_factory=dict)
+    missing: list[Note] = field(default_factory=list)
+    needless: list[Note] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+
+    def put(self, ours: str, value: Any, key: str, original: Any) -> None:
+        """Takes over a value, or notes why it cannot be."""
+        value = coerced(ours, value)
+        path = tuple(ours.split("."))
+        if why := refusal(path, value):
+            self.missing.append(Note(key, original, f"{ours}: {why}"))
+        elif ours in self.values and self.values[ours] != value:
+            other = self.origins[ours].key
+            self.missing.append(Note(key, original, f"{ours} is {shown(self.values[ours])} already, by {other}"))
+        else:
+            self.values[ours] = value
+            self.origins[ours] = Note(key, original, "")
+
+    def leave(self, key: str, value: Any, why: str, *, needless: bool = False) -> None:
+        (self.needless if needless else self.missing).append(Note(key, value, why))
+
+    def withdraw(self, ours: str, why: str, *, needless: bool = False) -> None:
+        """Takes a value out again, that of the original and not one that we added."""
+        if ours in self.values:
+            del self.values[ours]
+            self.remarks.pop(ours, None)
+            if note := self.origins.get(ours):
+                self.leave(note.key, note.value, why, needless=needless)
+
+
+def truth(value: Any) -> bool:
+    """A truth value as YAML 1.1 and people write it. Raises `Left`."""
+    word = str(value).strip().lower()
+    if word not in ON + OFF:
+        raise Left("is neither true nor false")
+    return word in ON
+
+
+def coerced(ours: str, value: Any) -> Any:
+    """The value in the type of our key where the original has it in another: "2e-5", `yes`, 3.0 for a whole number."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in ON[:3] + OFF[:3] and not refusal(tuple(ours.split(".")), True):
+            return word in ON
+        number = scalar(value.strip().replace("_", ""))
+        if isinstance(number, (int, float)) and refusal(tuple(ours.split(".")), value):
+            return coerced(ours, number)
+    if isinstance(value, float) and value.is_integer() and refusal(tuple(ours.split(".")), value):
+        return int(value)
+    return value
+
+
+def default_of(ours: str) -> Any:
+    """The default of our key; of a required one None."""
+    section, _, name = ours.rpartition(".")
+    found = SECTIONS[section].model_fields[name]
+    return None if found.is_required() else found.default

@@ -1,0 +1,129 @@
+"""The data sets of a LLaMA-Factory config: names that `dataset_info.json` in `dataset_dir` explains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tunekit.recipe.convert.draft import Draft
+from tunekit.recipe.convert.sources import dict_or_empty, names_in, renamed
+from tunekit.recipe.parse import scalar
+
+REGISTRY = "dataset_info.json"
+ROLES = {"user", "human", "assistant", "gpt", "system", "tool", "observation", "function_call"}
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+CHAT_TAGS = {
+    ("from", "value"): ("sharegpt", "conversations"),
+    ("role", "content"): ("messages", "messages"),
+}
+TEMPLATE = "rows are written in the model's own chat template and not in a `template` of LLaMA-Factory"
+SHARES = "weights are shares of the trained tokens; interleave_probs are shares of the rows"
+
+
+class Registry(NamedTuple):
+    """The folder of the data, and what is known of each data set; {} where there is no registry."""
+
+    folder: Path
+    entries: dict[str, Any]
+
+
+def read_data(draft: Draft, raw: dict[str, Any], folder: Path) -> None:
+    """Takes over `dataset`, `eval_dataset` and how they are mixed, by the registry if it can be found."""
+    registry = _registry(str(raw.get("dataset_dir") or "data"), folder)
+    pretraining = raw.get("stage") == "pt"
+    for key, sources in (("dataset", draft.train), ("eval_dataset", draft.eval)):
+        draft.done.add(key)
+        for name in names_in(raw.get(key)):
+            sources.append(_source(draft, name, registry, pretraining))
+    if raw.get("train_dataset"):
+        draft.done.add("train_dataset")
+        draft.train.append({"path": _lacking(str(raw["train_dataset"]), "it is a list of data sets, in a file")})
+    if pretraining:
+        draft.done.add("stage")
+        draft.put("data.loss_on", "all", "stage", "pt")
+    _mix(draft, raw)
+    draft.differences.append(TEMPLATE)
+
+
+def _registry(directory: str, folder: Path) -> Registry:
+    """Where the data lies, and what is known of it: beside the config, above it, or where the command is given."""
+    here = Path.cwd()
+    for root in (folder, *folder.resolve().parents, Path()):
+        file = root / directory / REGISTRY
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found = root / directory
+        return Registry(found.relative_to(here) if found.is_relative_to(here) else found, dict_or_empty(known))
+    return Registry(Path(directory), {})
+
+
+def _lacking(name: str, why: str) -> str:
+    return f"TODO: the file or hub id of LLaMA-Factory's data set {name} ({why})"
+
+
+def _source(draft: Draft, name: str, registry: Registry, pretraining: bool) -> dict[str, Any]:
+    folder, entries = registry
+    known = dict_or_empty(entries.get(name))
+    if not known:
+        why = f"not in {folder / REGISTRY}" if entries else f"no {REGISTRY} was found"
+        return {"path": _lacking(name, why)}
+    file, hub = known.pop("file_name", None), known.pop("hf_hub_url", None)
+    path = str(folder / file) if file else hub
+    source: dict[str, Any] = {"path": path or _lacking(name, f"the registry has {', '.join(known) or 'nothing'}")}
+    where = {"name": known.pop("subset", None), "split": known.pop("split", None)}
+    if not file:
+        source |= {key: value for key, value in where.items() if value}
+    if known.pop("ranking", False):
+        draft.leave(f"{name}.ranking", True, "a data set of preferences, and not one to fine-tune on")
+    source |= _format(draft, name, known, pretraining)
+    for key, value in known.items():
+        other_hub = key in ("ms_hub_url", "om_hub_url")
+        why = "another hub" if other_hub else "a source has no such key here"
+        draft.leave(f"{name}.{key}", value, why, needless=other_hub)
+    return source
+
+
+def _format(draft: Draft, name: str, known: dict[str, Any], pretraining: bool) -> dict[str, Any]:
+    columns, tags = dict_or_empty(known.pop("columns", None)), dict_or_empty(known.pop("tags", None))
+    formatting = known.pop("formatting", "alpaca")
+    if pretraining:
+        mapping, format = {"text": columns.pop("prompt", "text")}, "text"
+    elif formatting == "sharegpt":
+        pair = (tags.pop("role_tag", "from"), tags.pop("content_tag", "value"))
+        if pair not in CHAT_TAGS:
+            draft.leave(f"{name}.tags", list(pair), "messages have role and content, or from and value")
+        format, ours = CHAT_TAGS.get(pair, CHAT_TAGS["from", "value"])
+        mapping = {ours: columns.pop("messages", "conversations")}
+        mapping |= {key: columns.pop(key) for key in ("tools", "system") if key in columns}
+        _list_tags(draft, name, tags)
+    else:
+        format = "alpaca"
+        mapping = {ours: columns.pop(theirs) for theirs, ours in ALPACA.items() if theirs in columns}
+    for key, value in columns.items():
+        draft.leave(f"{name}.columns.{key}", value, "a row has no such part here")
+    return {"format": format, **({"columns": renamed(mapping)} if renamed(mapping) else {})}
+
+
+def _list_tags(draft: Draft, name: str, tags: dict[str, Any]) -> None:
+    for key, value in tags.items():
+        draft.leave(f"{name}.tags.{key}", value, "this name of a role is known", needless=value in ROLES)
+
+
+def _mix(draft: Draft, raw: dict[str, Any]) -> None:
+    shares = raw.get("interleave_probs")
+    weights = [scalar(str(part)) for part in names_in(shares)]
+    draft.done.update(("interleave_probs", "mix_strategy") if shares or raw.get("mix_strategy") else ())
+    if raw.get("mix_strategy") == "concat":
+        draft.leave("mix_strategy", "concat", "sources without weights are put together", needless=True)
+    elif raw.get("mix_strategy") and not weights:
+        draft.leave("mix_strategy", raw["mix_strategy"], "give each source a weight, its share of the trained tokens")
+    if len(weights) == len(draft.train):
+        for source, weight in zip(draft.train, weights, strict=True):
+            source["weight"] = weight
+        if weights:
+            draft.differences.append(SHARES)
+    elif weights:
+        draft.leave("interleave_probs", shares, "not as many as there are data sets")

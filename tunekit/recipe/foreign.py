@@ -1,0 +1,192 @@
+"""The names that other tools have for things: what they are called here, or why there is no such thing.
+
+The one table behind the hints for unknown keys and behind `tunekit convert`. A name is listed under the tool whose own
+it is; that of a library below several tools, under the library.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tunekit.recipe.gaps import MISSING, NEEDLESS
+
+AXOLOTL, LLAMA_FACTORY, TRL = "axolotl", "LLaMA-Factory", "TRL"
+
+
+class Foreign(NamedTuple):
+    """ours: our key, dotted; or "", and then `why` says what to do without, and `needless` that nothing is lost."""
+
+    tool: str
+    ours: str = ""
+    why: str = ""
+    needless: bool = False
+
+
+RENAMED = {
+    "model.name_or_path": {
+        "axolotl": "base_model",
+        "transformers": "model_name_or_path",
+        "other tools": "model_name pretrained_model_name_or_path",
+    },
+    "model.revision": {"TRL": "model_revision", "axolotl": "revision_of_model"},
+    "model.dtype": {
+        "older transformers": "torch_dtype",
+        "transformers": "bf16 fp16",
+        "axolotl": "bfloat16 float16 float32",
+        "LLaMA-Factory": "pure_bf16",
+    },
+    "model.attn_implementation": {
+        "LLaMA-Factory": "flash_attn",
+        "ms-swift": "attn_impl",
+        "axolotl": "flash_attention sdp_attention xformers_attention eager_attention flex_attention",
+    },
+    "adapter": {"LLaMA-Factory": "peft_config", "other tools": "lora"},
+    "adapter.type": {"TRL": "use_peft", "LLaMA-Factory": "finetuning_type", "ms-swift": "tuner_type train_type"},
+    "adapter.r": {"axolotl and TRL": "lora_r", "LLaMA-Factory": "lora_rank", "other tools": "rank"},
+    "adapter.alpha": {"peft": "lora_alpha"},
+    "adapter.dropout": {"peft": "lora_dropout"},
+    "adapter.target_modules": {
+        "LLaMA-Factory": "lora_target",
+        "axolotl and TRL": "lora_target_modules",
+        "axolotl": "lora_target_linear",
+        "torchtune": "lora_attn_modules apply_lora_to_mlp apply_lora_to_output",
+    },
+    "adapter.target_parameters": {"axolotl and TRL": "lora_target_parameters"},
+    "adapter.modules_to_save": {"axolotl and TRL": "lora_modules_to_save", "LLaMA-Factory": "additional_target"},
+    "adapter.use_dora": {"axolotl": "peft_use_dora"},
+    "adapter.use_rslora": {"axolotl": "peft_use_rslora"},
+    "adapter.init_lora_weights": {
+        "ms-swift": "init_weights",
+        "axolotl": "peft_init_lora_weights",
+        "LLaMA-Factory": "pissa_init",
+    },
+    "freeze.layers": {
+        "axolotl": "unfrozen_parameters",
+        "LLaMA-Factory": "freeze_trainable_layers freeze_trainable_modules",
+    },
+    "data.train": {
+        "LLaMA-Factory": "train_dataset",
+        "LLaMA-Factory and ms-swift": "dataset",
+        "axolotl and TRL": "datasets",
+        "axolotl": "pretraining_dataset",
+        "TRL": "dataset_name dataset_mixture dataset_mixer",
+        "unsloth": "local_dataset hf_dataset",
+    },
+    "data.train[].name": {"TRL": "dataset_config"},
+    "data.train[].split": {"TRL": "dataset_train_split"},
+    "data.train[].path": {"torchtune": "source"},
+    "data.train[].field": {"other tools": "json_field"},
+    "data.train[].format": {"LLaMA-Factory": "formatting", "axolotl": "ds_type"},
+    "data.train[].columns": {
+        "axolotl": "field_messages message_property_mappings message_field_role message_field_content "
+        "field_instruction field_input field_output field_human field_model field_system field_tools",
+        "TRL": "dataset_text_field",
+        "torchtune": "column_map conversation_column",
+        "other tools": "prompt_template text_column",
+    },
+    "data.train[].weight": {"LLaMA-Factory": "mix_strategy interleave_probs", "TRL": "fraction"},
+    "data.eval": {
+        "LLaMA-Factory and ms-swift": "val_dataset",
+        "LLaMA-Factory": "eval_dataset",
+        "axolotl": "test_datasets",
+        "TRL": "dataset_test_split",
+    },
+    "data.eval_split": {
+        "LLaMA-Factory": "val_size",
+        "axolotl": "val_set_size",
+        "ms-swift": "split_dataset_ratio",
+        "TRL": "test_split_size",
+    },
+    "data.max_length": {
+        "axolotl": "sequence_len",
+        "LLaMA-Factory": "cutoff_len",
+        "older TRL": "max_seq_length",
+        "torchtune": "max_seq_len",
+    },
+    "data.overlong": {
+        "axolotl": "excess_length_strategy",
+        "TRL": "truncation_mode",
+        "ms-swift": "truncation_strategy",
+    },
+    "data.packing": {
+        "axolotl": "sample_packing",
+        "LLaMA-Factory": "neat_packing",
+        "torchtune": "packed",
+        "TRL": "packing_strategy",
+    },
+    "data.streaming": {"TRL": "dataset_streaming"},
+    "data.shuffle_buffer": {
+        "LLaMA-Factory": "buffer_size",
+        "axolotl": "streaming_multipack_buffer_size pretrain_multipack_buffer_size",
+        "ms-swift": "shuffle_buffer_size",
+    },
+    "data.loss_on": {
+        "TRL": "assistant_only_loss completion_only_loss",
+        "axolotl": "train_on_inputs roles_to_train",
+        "LLaMA-Factory": "train_on_prompt mask_history",
+        "ms-swift": "loss_scale",
+        "torchtune": "train_on_input masking_strategy",
+        "unsloth": "train_on_responses_only",
+    },
+    "data.chat_template": {
+        "LLaMA-Factory": "template",
+        "TRL": "chat_template_path",
+        "axolotl": "chat_template_jinja",
+    },
+    "data.system": {
+        "LLaMA-Factory": "default_system",
+        "axolotl": "default_system_message",
+        "torchtune": "new_system_prompt",
+    },
+    "data.system_mode": {"axolotl": "drop_system_message"},
+    "train.learning_rate": {"other tools": "lr"},
+    "train.num_train_epochs": {"axolotl": "num_epochs", "other tools": "epochs"},
+    "train.per_device_train_batch_size": {"axolotl": "micro_batch_size", "torchtitan": "local_batch_size"},
+    "train.per_device_train_batch_size or train.global_batch_size": {"other tools": "batch_size"},
+    "train.optim": {"axolotl": "optimizer"},
+    "train.lr_scheduler_type": {"axolotl": "lr_scheduler", "other tools": "scheduler"},
+    "train.warmup_steps": {"torchtune": "num_warmup_steps"},
+    "train.max_grad_norm": {"torchtune": "clip_grad_norm", "other tools": "gradient_clipping grad_clip"},
+    "train.activation_checkpointing": {
+        "LLaMA-Factory": "disable_gradient_checkpointing",
+        "torchtune": "enable_activation_checkpointing",
+        "unsloth": "use_gradient_checkpointing",
+    },
+    "train.sampling": {
+        "older transformers": "group_by_length",
+        "transformers": "train_sampling_strategy",
+        "LLaMA-Factory": "disable_shuffling",
+        "axolotl": "curriculum_sampling",
+        "TRL": "shuffle_dataset",
+        "ms-swift": "dataset_shuffle",
+    },
+    "train.logging_steps": {"torchtune": "log_every_n_steps"},
+    "train.seed": {"unsloth": "random_state random_seed"},
+    "eval.steps": {"older transformers": "evaluation_strategy", "transformers": "eval_strategy eval_steps"},
+    "eval.per_device_eval_batch_size": {"axolotl": "eval_batch_size"},
+    "eval.max_new_tokens": {"axolotl": "eval_max_new_tokens"},
+    "eval.early_stopping_patience": {"LLaMA-Factory": "early_stopping_steps"},
+    "save.steps": {"transformers": "save_strategy save_steps"},
+    "save.total_limit": {"transformers": "save_total_limit"},
+    "report_to": {
+        "axolotl": "wandb_project use_wandb use_tensorboard use_mlflow use_trackio mlflow_tracking_uri",
+        "torchtune": "metric_logger",
+    },
+    "run_name": {"axolotl": "wandb_name mlflow_run_name trackio_run_name", "older axolotl": "wandb_run_id"},
+    "resume": {
+        "transformers": "resume_from_checkpoint",
+        "axolotl": "auto_resume_from_checkpoints",
+        "older transformers": "overwrite_output_dir",
+    },
+}
+
+FOREIGN = {
+    **{
+        name: Foreign(tool, ours)
+        for ours, tools in RENAMED.items()
+        for tool, names in tools.items()
+        for name in names.split()
+    },
+    **{name: Foreign(tool, why=why) for tool, why, names in MISSING for name in names.split()},
+    **{name: Foreign(tool, why=why, needless=True) for tool, why, names in NEEDLESS for name in names.split()},
+}

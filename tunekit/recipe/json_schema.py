@@ -1,0 +1,78 @@
+"""JSON Schema of a recipe file, for editors and for other programs: what the models accept, and the short forms.
+
+Rules between keys (`rules.py`) are beyond it, but for those that concern which keys must be there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from tunekit.recipe.schema import EXTENDS, SHORT_FORMS, SYNONYMS, Recipe
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+TEXT = {"type": "string", "minLength": 1}
+BASES = {
+    "description": "Recipe files that this one is merged over, relative to it; a later one wins over an earlier one.",
+    "anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}],
+}
+
+
+class _Generator(GenerateJsonSchema):
+    def function_wrap_schema(self, schema: core_schema.WrapValidatorFunctionSchema) -> JsonSchemaValue:
+        """A derived value, which may be null in a file."""
+        return self.get_flattened_anyof([self.generate_inner(schema["schema"]), {"type": "null"}])
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of a recipe file, by draft 2020-12."""
+    schema = _without_titles(Recipe.model_json_schema(schema_generator=_Generator))
+    sections: dict[str, Any] = schema["$defs"]
+    top = schema["properties"]
+    _take_sources_as_text(sections["Data"]["properties"])
+    for (section, theirs), (_, ours) in SYNONYMS.items():
+        keys = sections[section.title()]
+        keys["properties"][theirs] = keys["properties"][ours] | {"description": f"The same as {ours}."}
+        keys["not"] = {"required": [theirs, ours]}
+    required = {section: sections[section.title()].pop("required", []) for section in ("model", "data")}
+    for section, key in SHORT_FORMS.items():
+        long = sections[section.title()]["properties"][key]
+        # Only one word is short for a section: of data.train the path.
+        short = TEXT if "anyOf" in long else {k: v for k, v in long.items() if k not in ("default", "description")}
+        about = {"description": top[section].pop("description")}
+        top[section] = {**about, "anyOf": [short, {"$ref": f"#/$defs/{section.title()}"}]}
+    top[EXTENDS] = BASES
+    # What a recipe must have may come from the files that it extends.
+    whole = {"required": schema.pop("required"), "properties": {k: {"required": v} for k, v in required.items()}}
+    head = {"$schema": DIALECT, "title": "tunekit recipe", "description": "A recipe of tunekit."}
+    return {**head, **schema, "if": {"not": {"required": [EXTENDS]}}, "then": whole}
+
+
+def json_schema_text() -> str:
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _take_sources_as_text(data: dict[str, Any]) -> None:
+    """`data.train` and `data.eval` may also be a path or hold paths."""
+    for name in ("train", "eval"):
+        listed = next(part for part in data[name].get("anyOf", [data[name]]) if part.get("type") == "array")
+        items = {"type": "array", "items": {"anyOf": [TEXT, listed["items"]]}, "minItems": 1}
+        others = [part for part in data[name].get("anyOf", []) if part is not listed]
+        about = {key: value for key, value in data[name].items() if key in ("description", "default")}
+        data[name] = {**about, "anyOf": [TEXT, items, *others]}
+
+
+def _without_titles(node: Any) -> Any:
+    """The schema without the titles that only repeat the keys; a default of a section is that of its keys."""
+    if isinstance(node, list):
+        return [_without_titles(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: value if key == "default" else _without_titles(value)
+        for key, value in node.items()
+        if not (key == "title" and isinstance(value, str)) and not (key == "default" and isinstance(value, dict))
+    }

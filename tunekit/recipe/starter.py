@@ -1,0 +1,94 @@
+"""A first recipe to edit: the keys that most people set, and those that they look for next, commented out.
+
+What is said about a key and the value that it has are those of the schema.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tunekit.errors import RecipeError
+from tunekit.recipe.hints import SECTIONS, nearest_value
+from tunekit.recipe.load import load_text
+from tunekit.recipe.show import flow
+
+WIDTH = 100
+MODEL = "smollm2-135m-instruct"
+DATA = "data.jsonl"
+ROW = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+
+
+class Starter(NamedTuple):
+    """short: the recipe in its shortest form;  keys: what to show of it, those that begin with # commented out."""
+
+    short: str
+    keys: tuple[str, ...]
+
+
+STARTERS = {
+    "sft": Starter(
+        "model: {model}\nadapter: lora\ndata: {data}\noutput_dir: out/sft\n",
+        (
+            *("model.name_or_path", "#model.revision", "#model.dtype"),
+            *("adapter.type", "adapter.r", "#adapter.alpha", "#adapter.dropout", "#adapter.target_modules"),
+            *("data.train", "#data.eval", "#data.eval_split", "#data.max_length", "#data.overlong", "#data.packing"),
+            *("#data.loss_on", "#data.system"),
+            *("train.learning_rate", "train.num_train_epochs", "#train.max_steps"),
+            *("train.per_device_train_batch_size", "#train.gradient_accumulation_steps", "#train.warmup_ratio"),
+            *("#train.activation_checkpointing", "#train.seed"),
+            *(
+                "eval.per_device_eval_batch_size",
+                "#eval.steps",
+                "#eval.metrics",
+                "#eval.early_stopping_patience",
+                "#eval.load_best_model_at_end",
+            ),
+            *("save.steps", "#save.total_limit", "output_dir", "#report_to", "#run_name"),
+        ),
+    )
+}
+
+
+def starter(stage: str = "sft", model: str = MODEL, data: str = DATA) -> str:
+    """The text of a starter recipe, which loads as it is. Raises `RecipeError` for a stage that does not exist."""
+    if stage not in STARTERS:
+        near = nearest_value(stage, list(STARTERS))
+        raise RecipeError(f"--stage {stage}: no such stage{near}", f"This version has: {', '.join(STARTERS)}.")
+    for option, value in (("--model", model), ("--data", data)):
+        if not value:
+            raise RecipeError(f"{option} is empty")
+    chosen = STARTERS[stage]
+    short = chosen.short.format(model=flow(model), data=flow(data))
+    values = load_text(short, "--model and --data").recipe.model_dump(mode="json")
+    lines = [
+        f"#  A recipe for tunekit {stage}. A key behind a # has its default here: take the # away to set it.",
+        "#  All keys, with their defaults: docs/recipe.md, or tunekit schema.",
+    ]
+    section = None
+    for key in chosen.keys:
+        path = key.removeprefix("#")
+        *parents, name = path.split(".")
+        if parents != section:
+            lines += ["", *([f"{parents[0]}:"] if parents else [])]
+            section = parents
+        value = data if path == "data.train" else _at(values, path)
+        lines += _entry(path, name, value, "  " * len(parents), commented=key.startswith("#"))
+    return "\n".join(lines) + "\n"
+
+
+def _entry(path: str, name: str, value: Any, indent: str, *, commented: bool) -> Iterator[str]:
+    *parents, _ = path.split(".")
+    about = SECTIONS[".".join(parents)].model_fields[name].description or ""
+    for line in textwrap.wrap(about, WIDTH - len(indent), break_long_words=False, break_on_hyphens=False):
+        yield f"{indent}#  {line}"
+    if path == "data.train":
+        yield f"{indent}#  A row: {ROW}"
+    yield f"{indent}{'#' if commented else ''}{name}: {flow(value)}"
+
+
+def _at(values: Any, path: str) -> Any:
+    for part in path.split("."):
+        values = values[part]
+    return values

@@ -1,0 +1,166 @@
+"""Reads all rows of a recipe before step 1: tokenised to disk, split, checked, planned."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tunekit.data.loader import PlannedLoader
+from tunekit.data.overlap import find_overlap, sentences
+from tunekit.data.plan import Mixture, Plan
+from tunekit.data.prepare import Rows as TokenRows
+from tunekit.data.prepare import all_rows, check_overlong, check_rejected, fingerprint, split
+from tunekit.data.rows import Conversation
+from tunekit.data.store import Store
+from tunekit.data.tokenise import first_rows, tokenised
+from tunekit.errors import DataError
+from tunekit.recipe.schema import Recipe
+from tunekit.stages.base import Base
+from tunekit.stages.rows import (
+    SERVED,
+    Datasets,
+    Question,
+    Rows,
+    check_kind,
+    facts_of,
+    held_out_prompts,
+    prepared,
+    question,
+)
+from tunekit.stages.stream import stream_rows
+
+log = logging.getLogger("tunekit")
+
+STREAM_LOOK = 1000
+
+
+@dataclass(frozen=True)
+class Look:
+    """The rows of a recipe as rendered, before the rule for over-long ones, and what is wrong with them."""
+
+    train: TokenRows
+    held_out: TokenRows | None
+    stores: list[Store]
+    num_rejected: int
+    problems: list[DataError]
+
+
+def read_rows(
+    recipe: Recipe,
+    base: Base,
+    *,
+    kind: str | None = "conversations",
+    folder: Path | None = None,
+    datasets: Datasets | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Rows:
+    """Reads, splits, renders and checks the data; what was found is said aloud.
+
+    Rejected rows are written to `rejected.jsonl` in `folder`. `datasets` are those that the recipe names `memory:NAME`.
+    Raises `DataError` where the rows are not of the `kind` that a stage trains on (None: any).
+    """
+    asked = question(recipe, base, folder, datasets, rank, world_size)
+    return stream_rows(asked, kind) if recipe.data.streaming else _read_all(asked, kind)
+
+
+def look(recipe: Recipe, base: Base, datasets: Datasets | None = None) -> Look:
+    """All rows of the recipe (of a stream, the first of each source), with their problems told and not raised.
+
+    Raises `DataError` where there is nothing to look at.
+    """
+    asked = question(recipe, base, None, datasets, 0, 1)
+    if not recipe.data.streaming:
+        return _look(
+            asked, [tokenised(each, base.tokenizer, asked.rendering) for each in [*asked.train, *asked.held_out]]
+        )
+    log.info("data.streaming: only the first %s rows of each source are looked at", f"{STREAM_LOOK:,}")
+    readings = [*asked.train, *asked.held_out]
+    return _look(asked, [first_rows(each, STREAM_LOOK, base.tokenizer, asked.rendering) for each in readings])
+
+
+def _look(asked: Question, stores: list[Store]) -> Look:
+    data, problems = asked.recipe.data, []
+    num_rejected = 0
+    try:
+        num_rejected = check_rejected(stores, data.max_rejected, asked.rejected)
+    except DataError as error:
+        if not any(len(store) for store in stores[: len(asked.train)]):
+            raise
+        problems.append(error)
+    rows = all_rows(stores[: len(asked.train)], asked.max_length)
+    parts = [rows]
+    if asked.held_out:
+        parts.append(all_rows(stores[len(asked.train) :], asked.max_length))
+    for part in parts:
+        try:
+            check_overlong(part, data.overlong)
+        except DataError as error:
+            problems.append(error)
+    if asked.held_out:
+        return Look(rows, parts[1], stores, num_rejected, problems)
+    mask = split(rows.items, data.eval_split, asked.recipe.train.seed)
+    return Look(rows.some(~mask), rows.some(mask) if mask.any() else None, stores, num_rejected, problems)
+
+
+def _read_all(asked: Question, kind: str | None) -> Rows:
+    data, tokenizer = asked.recipe.data, asked.base.tokenizer
+    found = _look(asked, [tokenised(each, tokenizer, asked.rendering) for each in [*asked.train, *asked.held_out]])
+    if found.problems:
+        raise found.problems[0]
+    check_kind(found.train.source(0), found.train.kind, kind)
+    train = prepared(found.train, "training", data.overlong)
+    measured = prepared(found.held_out, "held-out", data.overlong) if found.held_out else None
+    overlap = find_overlap(train.tokens, measured.tokens if measured else None)
+    for sentence in sentences(overlap):
+        log.warning("%s", sentence)
+    facts = facts_of(train, measured) | {"rejected": found.num_rejected, "overlap": asdict(overlap)}
+    return Rows(
+        loader=PlannedLoader(train.tokens, _plan(asked, train.tokens)),
+        train=train,
+        held_out=measured,
+        prompts=held_out_prompts(asked, measured),
+        examples=[train.tokens[0], train.tokens[len(train.tokens) - 1]],
+        conversations=_conversations(train.tokens),
+        terminators=frozenset(end for store in found.stores for end in store.report["terminators"]),
+        fingerprint=fingerprint(train.tokens),
+        facts=facts,
+    )
+
+
+def _conversations(rows: TokenRows) -> list[Conversation]:
+    """Up to `SERVED` conversations, from the whole length of the data."""
+    numbers = np.linspace(0, len(rows) - 1, min(SERVED, len(rows))).astype(int)
+    return [row for i in numbers.tolist() if isinstance(row := rows.row(i), Conversation)]
+
+
+def _plan(asked: Question, rows: TokenRows) -> Plan:
+    settings, data = asked.recipe.train, asked.recipe.data
+    mixture = None if asked.shares is None else Mixture(rows.parts, rows.trained, asked.shares)
+    plan = Plan(
+        lengths=rows.lengths,
+        batch_size=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        sampling=settings.sampling,
+        pack_to=(data.max_length or int(rows.lengths.max())) if data.packing else None,
+        mixture=mixture,
+        rank=asked.rank,
+        world_size=asked.world_size,
+    )
+    if mixture is not None:
+        log.info("shares of the trained tokens: %s", shares_said(asked.recipe, plan.trained_by_part()))
+    return plan
+
+
+def shares_said(recipe: Recipe, trained: Sequence[int]) -> str:
+    """The share of each source of `data.train` in the trained tokens, asked and real."""
+    total, weight = sum(trained), sum(source.weight or 0 for source in recipe.data.train)
+    return ", ".join(
+        f"{source.path} {count / total:.2%} (asked {(source.weight or 0) / weight:.2%})"
+        for source, count in zip(recipe.data.train, trained, strict=True)
+    )

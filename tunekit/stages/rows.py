@@ -1,0 +1,118 @@
+"""The rows of a run, and what the `data` section of a recipe asks for in the terms of the data layer."""
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunekit.data import sources
+from tunekit.data.loader import Loader
+from tunekit.data.prepare import Prepared, fingerprint, prepare
+from tunekit.data.prepare import Rows as TokenRows
+from tunekit.data.prompts import prompts_of
+from tunekit.data.rows import Conversation, Prompt, Text, Tokens
+from tunekit.data.tokenise import Reading, Rendering
+from tunekit.errors import DataError
+from tunekit.models.load import context_length
+from tunekit.recipe.schema import Recipe, Source
+from tunekit.stages.base import Base
+
+log = logging.getLogger("tunekit")
+
+REJECTED = "rejected.jsonl"
+SERVED = 8  # conversations whose rendering by the saved tokenizer is compared
+Datasets = Mapping[str, Iterable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is trained on and what is held out (None: nothing), and the prompts of the held-out rows.
+
+    `train` is None when streaming. `conversations` are some of those trained, `terminators` the ids that end answers,
+    `fingerprint` is equal only where the training data is, `facts` are for `manifest.json`.
+    """
+
+    loader: Loader
+    train: Prepared | None
+    held_out: Prepared | None
+    prompts: list[Prompt]
+    examples: Sequence[Tokens]
+    conversations: Sequence[Conversation]
+    terminators: frozenset[int]
+    fingerprint: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the recipe asks for, in the terms of the data layer."""
+
+    recipe: Recipe
+    base: Base
+    train: list[Reading]
+    held_out: list[Reading]
+    rendering: Rendering
+    max_length: int
+    rejected: Path | None
+    rank: int
+    world_size: int
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        weights = [source.weight for source in self.recipe.data.train if source.weight is not None]
+        return tuple(weights) or None
+
+
+def question(
+    recipe: Recipe, base: Base, folder: Path | None, datasets: Datasets | None, rank: int, world_size: int
+) -> Question:
+    data = recipe.data
+    return Question(
+        recipe,
+        base,
+        train=[_reading(source, part, datasets) for part, source in enumerate(data.train)],
+        held_out=[_reading(source, part, datasets) for part, source in enumerate(data.eval or ())],
+        rendering=Rendering(**data.model_dump(include={"loss_on", "system", "system_mode", "reasoning"})),
+        max_length=data.max_length or context_length(base.location) or sys.maxsize,
+        rejected=None if folder is None else folder / REJECTED,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _reading(source: Source, part: int, datasets: Datasets | None) -> Reading:
+    where = source.model_dump(include={"name", "split", "data_files", "revision", "field"})
+    return Reading(sources.find(source.path, **where, datasets=datasets), source.format, source.columns, part)
+
+
+def check_kind(source: str, kind: str, wanted: str | None) -> None:
+    if wanted not in (None, kind):
+        raise DataError(
+            f"data.train: {source}: the rows are {kind}, and this command trains on {wanted}",
+            "Name what is to be learnt with columns of data.train, such as columns: {completion: chosen}.",
+        )
+
+
+def prepared(rows: TokenRows, name: str, overlong: str) -> Prepared:
+    log.info("%s data:", name)
+    return prepare(rows, overlong)
+
+
+def held_out_prompts(asked: Question, held_out: Prepared | None) -> list[Prompt]:
+    if held_out is None:
+        return []
+    rows = held_out.tokens
+    first = np.unique(rows.items, return_index=True)[1]
+    options = asdict(asked.rendering)
+    del options["loss_on"]
+    read = [row for i in sorted(first) if isinstance(row := rows.row(int(i)), Conversation | Text)]
+    return prompts_of(read, **options)
+
+
+def facts_of(train: Prepared | None, held_out: Prepared | None) -> dict[str, Any]:
+    parts = {"train": train, "held_out": held_out}
+    return {name: {**asdict(part.summary), "sha256": fingerprint(part.tokens)} for name, part in parts.items() if part}
