@@ -10,9 +10,20 @@ from tunekit.recipe.schema import Recipe, Source
 
 HEAD = """# Recipe keys
 
-Made from the schema by `python docs/make_recipe_page.py`. Short forms: `model: NAME`, `adapter: lora`, `data: PATH` (or
-`data.train`, `data.eval`: a path or a list of paths), `report_to: NAME`. `tunekit show RECIPE` prints what a recipe
-resolves to.
+Made from the schema by `python docs/make_recipe_page.py`. `tunekit show RECIPE` prints what a recipe resolves to, each
+value with its origin: default, file:line, override or derived.
+
+- Short forms: `model: NAME`, `adapter: lora`, `data: PATH` (or `data.train`, `data.eval`: a path or a list of paths),
+  `report_to: NAME`.
+- `extends: base.yaml`, or a list of files, beside the recipe: sections are merged by key, anything else is replaced; a
+  later base wins over an earlier one, the recipe over all. `null` resets a value of a base.
+- Behind the recipe: `train.seed=1` sets a value, `~data.eval` drops one; `--set train.seed=1` is the same as an option.
+- YAML is version 1.2 without tags, anchors, aliases and merge keys: `1e-4` is a number, `no` is text. A value `TODO` is
+  still to be filled in, and an error.
+- `tunekit schema --output recipe.schema.json` writes a JSON Schema; with
+  `# yaml-language-server: $schema=recipe.schema.json` as the first line of a recipe, an editor completes and checks it.
+- `tunekit init` writes a recipe to start from, `tunekit convert FILE` turns a config of axolotl, LLaMA-Factory or TRL
+  into one, and `tunekit diff A B` shows in what two recipes or runs differ.
 """
 
 

@@ -1,6 +1,7 @@
 """Without a network: the libraries are told, and a connection that one tries all the same is refused."""
 
 import os
+import socket
 import sys
 from typing import Any
 
@@ -25,8 +26,8 @@ def entered() -> bool:
 
 
 def _refuse_connections(event: str, arguments: tuple[Any, ...]) -> None:
-    if event not in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
-        return
-    address = arguments[1] if event in ("socket.connect", "socket.sendto") else arguments[:2]
-    if not isinstance(address, str | bytes):  # that would be the path of a Unix socket, on this machine
-        raise MissingEnvironment(f"--offline: something tried to connect to {address}", "This is a bug of tunekit.")
+    if event == "socket.__new__":
+        if arguments[1] in (socket.AF_INET, socket.AF_INET6):
+            raise MissingEnvironment("--offline: something tried to open a socket", "This is a bug of tunekit.")
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        raise MissingEnvironment(f"--offline: something tried to look up {arguments[0]}", "This is a bug of tunekit.")

@@ -279,6 +279,8 @@ def test_a_pair_of_strings_is_raw_text() -> None:
     )
     assert one({"chosen": "Sum: 4", "rejected": "Sum: 5"}) == Preference("Sum:", " 4", " 5", PLACE)
     assert one({"chosen": "yes", "rejected": "no"}) == Preference("", "yes", "no", PLACE)
+    asked = {"question": "Is it?", "chosen": "Is it? Yes", "rejected": "Is it? No"}
+    assert one(asked) == Preference("Is it?", " Yes", " No", PLACE)
 
 
 @given(st.text(" ab", max_size=6), st.text(" ab", min_size=1, max_size=4), st.text(" ab", min_size=1, max_size=4))
@@ -433,6 +435,12 @@ def test_a_row_in_doubt_leaves_the_format_to_the_next(doubtful: Any, clear: Any,
     assert "is null" in first.reason or "is missing" in first.reason
 
 
+def test_a_column_that_is_null_in_every_way_casts_no_doubt() -> None:
+    found = Found()
+    all_of([{"messages": None, "text": "x"}, {"messages": [USER, ASSISTANT], "text": None}], found=found)
+    assert found.format == "text"
+
+
 def test_where_no_row_is_clear_the_format_that_rows_have_whole_is_taken() -> None:
     found = Found()
     rows = all_of([{"prompt": "x", "completion": None}] * 30, found=found)
@@ -525,6 +533,9 @@ def test_the_keys_that_are_not_used_are_collected() -> None:
     found = Found()
     all_of([{"q": "x", "a": "y", "id": 1}], columns={"prompt": "q", "completion": "{a}!"}, found=found)
     assert found.unused == {"id"}
+    found = Found()
+    all_of([{"a": {"b": "x"}, "a.b": "y", "c": {"d": "z"}}], columns={"prompt": "a.b", "answer": "c.d"}, found=found)
+    assert found.unused == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -571,9 +582,17 @@ def test_a_column_that_no_row_has_is_a_recipe_error_and_one_that_a_row_lacks_is_
             with pytest.raises(RecipeError) as caught:
                 all_of(rows, columns={"text": "qustion"}, format=format)
             assert "did you mean question?" in caught.value.message and "It has: question." in caught.value.fix
-    first, second = all_of([{"id": 1}, {"question": "x"}], columns={"text": "question"})
-    assert isinstance(first, Rejected) and "the row has no question" in first.reason
-    assert second == Text("", "x", "a.jsonl:2")
+    rows = all_of([{"id": 1}, {"question": "x"}, *[{"id": 1}] * 30, {"question": "y"}], columns={"text": "question"})
+    assert isinstance(rows[0], Rejected) and "the row has no question" in rows[0].reason
+    assert rows[1] == Text("", "x", "a.jsonl:2") and rows[32] == Text("", "y", "a.jsonl:33")
+    assert sum(isinstance(row, Rejected) for row in rows) == 31
+
+
+def test_a_column_that_the_first_rows_lack_ends_the_reading_there() -> None:
+    rows = iter([({"id": 1}, f"a.jsonl:{i}") for i in range(1, 1000)])
+    with pytest.raises(RecipeError, match=r"no question \(a\.jsonl:1\)"):
+        list(convert(rows, columns={"text": "question"}))
+    assert len(list(rows)) > 900
 
 
 @pytest.mark.parametrize(
@@ -639,3 +658,14 @@ def test_no_row_that_is_nested_deeply_crashes_a_format(format: str) -> None:
         ):
             row = dict.fromkeys(KEYS, value) | {key: deep}
             assert isinstance(one(row, format), Rejected)
+
+
+def test_messages_that_are_too_deep_to_be_compared_are_rejected() -> None:
+    def answer() -> dict[str, Any]:
+        deep: Any = "x"
+        for _ in range(100_000):
+            deep = [deep]
+        return {**ASSISTANT, "more": deep}
+
+    converted = one({"prompt": [USER], "chosen": [answer()], "rejected": [answer()]})
+    assert isinstance(converted, Rejected) and converted.reason == "nested too deeply"

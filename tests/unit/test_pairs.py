@@ -169,6 +169,12 @@ def test_prompts_that_cannot_be_asked_are_rejected(prompt: Any, words: str) -> N
     assert isinstance(bad, Rejected) and words in bad.reason and bad.source == "a:2"
 
 
+def test_a_prompt_that_the_template_leaves_out_in_part_is_rejected() -> None:
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    (rejected,) = render_prompts([Prompt((system("Mine."), user("hello")), "a:1")], tokenizer(silent))
+    assert isinstance(rejected, Rejected) and "message 0 (system)" in rejected.reason
+
+
 def test_prompts_of_both_kinds_come_out_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunekit.data.pairs.CHUNK", 3)
     tok = tokenizer(CHATML)

@@ -43,6 +43,7 @@ def test_each_message_stands_above_its_line_with_a_caret_below_the_column(tmp_pa
         ("- a\n", "    1 | - a"),
         (GOOD + "train:\n\tseed: 1\n", "    5 | →seed: 1"),
         ("model: m\r\ndata: d\r\nseed: 1\r\n", "    3 | seed: 1"),
+        ("model: m\rdata: d\rseed: 1\r", "    3 | seed: 1"),
         (GOOD + 'run_name: "a\u2028b\x85"\nseed: 1\n', "    5 | seed: 1"),
         (GOOD + "data: e\n", "    4 | data: e"),
     ],

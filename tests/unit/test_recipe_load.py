@@ -11,7 +11,6 @@ from tunekit.errors import RecipeError
 from tunekit.recipe.hints import FOREIGN, SECTIONS
 from tunekit.recipe.load import Resolved, load
 from tunekit.recipe.schema import Recipe
-from tunekit.recipe.show import dump
 
 SHORT = "model: tiny-random/llama\nadapter: lora\ndata: chat.jsonl\noutput_dir: out/chat\n"
 FULL = """\
@@ -202,35 +201,6 @@ def test_every_mistake_is_named_at_once_and_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("known", ["str", "list", "int", "bool", "constrained-str", "<<", "0"])
 def test_unknown_keys_that_look_like_types_are_named(tmp_path: Path, known: str) -> None:
     assert f"r.yaml:5:1: {known}: unknown key" in refusal(tmp_path, SHORT + f'"{known}": 1\n')
-
-
-def edits(key: str) -> set[str]:
-    swapped = key[:-2] + key[-1] + key[-2] if len(key) > 2 else key
-    return {key + key[-1], key[:1] + key[2:], swapped} - {key, ""}
-
-
-def full_lines(folder: Path) -> list[str]:
-    frozen = "freeze: {layers: '0-3', embeddings: true}\n"
-    return dump(resolve(folder, FULL.replace("type: lora", "type: none") + frozen).recipe).splitlines()
-
-
-def test_every_mistyped_key_is_refused_with_its_line_and_the_right_key(tmp_path: Path) -> None:
-    lines = full_lines(tmp_path)
-    known = {name for model in SECTIONS.values() for name in model.model_fields} | set(FOREIGN)
-    mutants = 0
-    for number, line in enumerate(lines):
-        match = re.match(r"([ -]*)(\w+):", line)
-        assert match
-        if lines[number - 1].strip() == "columns:" or lines[number - 2].strip() == "columns:":
-            continue  # the keys of a mapping are the user's own
-        for typo in edits(match[2]) - known:
-            text = "\n".join([*lines[:number], f"{match[1]}{typo}:{line[match.end() :]}", *lines[number + 1 :]])
-            message = refusal(tmp_path, text)
-            assert message.count("\n") == 0, message
-            assert message.startswith(f"r.yaml:{number + 1}:{len(match[1]) + 1}: ")
-            assert re.search(rf"{typo}: unknown key; did you mean ([\w.]+\.)?{match[2]}\?", message), message
-            mutants += 1
-    assert mutants > 150
 
 
 @pytest.mark.parametrize(("name", "ours"), [(name, known.ours) for name, known in FOREIGN.items() if known.ours])

@@ -7,7 +7,8 @@ import pytest
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.load import load
-from tunekit.recipe.parse import MAX_BYTES, scalar
+from tunekit.recipe.parse import scalar
+from tunekit.recipe.read import MAX_BYTES
 
 GOOD = "model: m\ndata: d\noutput_dir: o\n"
 

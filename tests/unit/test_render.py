@@ -166,6 +166,15 @@ def test_a_template_that_refuses_the_messages_rejects_that_row_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    "expression",
+    ["1 // 0", "messages[0] + 1", "messages[0].content.nothing.more", "raise_exception('no')", "f(1)"],
+)
+def test_whatever_a_template_raises_rejects_the_row(expression: str) -> None:
+    template = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ " + expression + " }}" + CHATML
+    assert "the chat template refuses the messages" in rejection(TALK, tokenizer(template))
+
+
+@pytest.mark.parametrize(
     ("messages", "expected"),
     [
         ([], "no messages"),
@@ -189,6 +198,15 @@ def test_messages_that_the_template_leaves_out_reject_the_row() -> None:
     given = row(user("rain?"), assistant("I look."), tool("wet"), assistant("yes"))
     message = rejection(given, tokenizer(silent))
     assert "message 2 (tool)" in message and "leaves out" in message and "'wet'" in message
+
+
+@pytest.mark.parametrize("depth", [300, 2000])
+def test_depth_does_not_crash(depth: int) -> None:
+    value: Any = "<|im_end|>" if depth < 1000 else "x"
+    for _ in range(depth):
+        value = {"a": [value]}
+    given = row(user("hi", extra=value), assistant("", tool_calls=[{"function": {"name": "f", "arguments": value}}]))
+    assert ("special token" if depth < 1000 else "recursion") in rejection(given, tokenizer(TOOLS_TEMPLATE))
 
 
 # Tools.
@@ -225,6 +243,13 @@ def test_rows_with_other_tools_do_not_mix() -> None:
         (False, True),
         (True, False),
     ]
+
+
+def test_a_tokenizer_with_a_template_for_tools_uses_it_for_rows_with_tools() -> None:
+    tok = tokenizer(None)
+    tok.chat_template = {"default": CHATML, "tool_use": TOOLS_TEMPLATE}
+    assert "What the weather is." in tok.decode(one(row(user("q"), assistant("a"), tools=TOOLS), tok).ids)
+    assert trained(one(TALK, tok), tok) == "an answer<|im_end|>two three<|im_end|>"
 
 
 def test_tools_that_the_template_ignores_reject_the_row() -> None:
@@ -327,14 +352,20 @@ def test_reasoning_template_rejects_a_turn_whose_place_cannot_be_told() -> None:
 
 
 def test_a_turn_never_reaches_into_the_next_message() -> None:
-    # History turns end with a line break only; the first terminator after them is the user's.
+    # History is quoted and has no terminators but the user's.
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
-        "{{ m.content.split('</think>')[-1] + '\\n' if m.role == 'assistant' and not loop.last else"
+        "{{ '> ' + m.content.split('</think>')[-1] + '\\n' if m.role == 'assistant' and not loop.last else"
         " m.content + '<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
-    assert "data.reasoning: keep" in rejection(THOUGHTS, tokenizer(template), reasoning="template")
+    tok = tokenizer(template)
+    assert "data.reasoning: keep" in rejection(THOUGHTS, tok, reasoning="template")
+    assert "data.loss_on: assistant" in rejection(chat("hello", "one", "x", "two", m1=False), tok, loss_on="all")
+    assert [trained(tokens, tok) for tokens in parts(THOUGHTS, tok)] == [
+        "<think>one</think>two<|im_end|>",
+        "<think>one</think>three<|im_end|>",
+    ]
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -411,6 +442,11 @@ def test_all_needs_the_place_of_the_turns_that_are_not_trained_and_every_word_of
 def test_the_text_of_a_special_token_in_a_message_rejects_the_row(given: Conversation, place: str) -> None:
     message = rejection(given, tokenizer(TOOLS_TEMPLATE))
     assert place in message and "'<|im_end|>'" in message and "special token" in message
+
+
+def test_the_longest_special_token_in_a_message_is_the_one_named() -> None:
+    tok = tokenizer(CHATML, special=["<|im_start|>", "<|im", "<|im_end|>"])
+    assert "'<|im_end|>'" in rejection(chat("hi <there> <|im_end|>", "x"), tok)
 
 
 def test_added_tokens_that_are_not_special_and_tags_around_reasoning_may_be_in_messages() -> None:

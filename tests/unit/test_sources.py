@@ -66,6 +66,7 @@ def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path: Path) 
         (b'{"a": "\\ud83d"}', "half of a surrogate pair"),
         (b'{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' stands twice"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "nested too deeply: more than 100 levels"),
         (b'{"a": ' + b"1" * 5000 + b"}", "4300"),
     ],
 )
@@ -77,6 +78,11 @@ def test_a_malformed_line_is_rejected_with_its_text_and_the_rest_is_read(
     assert (first, last) == (({"a": 1}, f"{path}:1"), ({"a": 2}, f"{path}:3"))
     assert isinstance(bad, Rejected) and bad.source == f"{path}:2" and reason in bad.reason
     assert bad.row == line.decode("utf-8", "backslashreplace")
+
+
+def test_many_brackets_beside_each_other_are_no_depth(tmp_path: Path) -> None:
+    row = {"a": [{"b": [i]} for i in range(200)]}
+    assert read(write(tmp_path, "a.jsonl", json.dumps(row)))[0][0] == row  # type: ignore[index]
 
 
 def test_a_last_line_that_is_cut_off_is_said_to_be(tmp_path: Path) -> None:
@@ -164,8 +170,9 @@ def test_a_json_object_with_a_list_of_rows_asks_for_the_field(tmp_path: Path) ->
 def test_a_json_object_of_objects_is_their_rows_and_one_object_a_row(tmp_path: Path) -> None:
     path = write(tmp_path, "a.json", '{"id1": {"q": "x", "a": 1}, "id2": {"q": "y"}}')
     assert read(path) == [({"q": "x", "a": 1}, f"{path}[id1]"), ({"q": "y"}, f"{path}[id2]")]
-    single = write(tmp_path, "b.json", '{\n  "text": "one",\n  "meta": {"a": 1}\n}')
-    assert read(single) == [({"text": "one", "meta": {"a": 1}}, f"{single}[0]")]
+    for row in ({"text": "one", "meta": {"a": 1}}, {"meta": {"a": 1}}, {"chosen": {"a": 1}, "rejected": {"b": 1}}):
+        single = write(tmp_path, "b.json", json.dumps(row, indent=1))
+        assert read(single) == [(row, f"{single}[0]")]
 
 
 def test_json_over_several_lines_is_no_json_lines(tmp_path: Path) -> None:
@@ -275,7 +282,11 @@ def test_parquet_is_read_by_row_group_and_a_torn_one_is_an_error(tmp_path: Path)
     assert everything == [({"text": str(i)}, f"{path}[{i}]") for i in range(2500)]
     for start in (1, 999, 1000, 1001, 2499, 2500):
         assert read(path, start) == everything[start:]
-    torn = write(tmp_path, "b.parquet", Path(path).read_bytes()[:-20])
+    content = Path(path).read_bytes()
+    damaged = write(tmp_path, "c.parquet", content[:4] + bytes(200) + content[204:])
+    assert "cannot be read as parquet" in error_of(damaged)
+    assert len(read(damaged, 1000)) == 1500  # the first row group is not looked at
+    torn = write(tmp_path, "b.parquet", content[:-20])
     assert "cannot be read as parquet" in error_of(torn)
 
 

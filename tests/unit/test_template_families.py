@@ -36,6 +36,7 @@ the template renders differently once it is history has a row of its own, compar
 """
 
 import json
+from collections import Counter
 from importlib.resources import files
 from typing import Any
 
@@ -59,6 +60,7 @@ from tests.chats import (
     user,
 )
 from tunekit.data.messages import prepare_messages
+from tunekit.data.render import serving_examples
 from tunekit.data.rows import Conversation
 
 IM = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -514,14 +516,33 @@ def test_what_a_family_cannot_say_is_rejected_with_the_reason(name: str, given: 
 
 def test_gpt_oss_answers_after_the_reasoning_that_it_is_asked_with() -> None:
     # The answer makes the template strip the reasoning before the call, which the model has seen when it answers.
-    tok = family("gptoss")
-    answer = parts(THOUGHT_CALL, tok)[-1]
-    messages = prepare_messages(THOUGHT_CALL.messages, system=None, system_mode="keep", reasoning="keep").messages
+    tok, variant = family("gptoss"), family("gptoss", template_of("gptoss_training"))
+    given = row(user("<think>so</think> rain?"), *THOUGHT_CALL.messages[1:], tools=TOOLS)
+    calling, answer = parts(given, tok)
+    messages = prepare_messages(given.messages, system=None, system_mode="keep", reasoning="keep").messages
     options = {"tools": json.loads(TOOLS), "tokenize": False}
     asked = tok.apply_chat_template(messages[:-1], add_generation_prompt=True, **options)
     assert f"{ANALYSIS}hm<|end|>" in asked
     assert asked not in tok.apply_chat_template(messages, **options)
     assert tok.decode(answer.ids[~answer.trained]) == asked
+    # The markers of the variant are checked where its rendering is the row, and no server is asked to render the other.
+    assert [tokens.trained.tolist() for tokens in parts(given, variant)] == [
+        tokens.trained.tolist() for tokens in (calling, answer)
+    ]
+    notes: Counter[str] = Counter()
+    assert parts(given, tok, reasoning="template", loss_on="last", notes=notes)[0].source == given.source
+    assert [note.split(" (")[0] for note in notes] == [
+        "turns trained after a history without the reasoning that they are asked with"
+    ]
+    assert [example["ids"] for example in serving_examples([given], tok)] == [calling.ids.tolist()]
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "gptoss", "qwen3", "glm4moe"])
+def test_results_and_arguments_that_a_template_writes_as_json_are_there(name: str) -> None:
+    tok = family(name, template_of(f"{name}_training") if name == "glm4moe" else None)
+    calling = assistant("", tool_calls=[call("weather", json.dumps({"city": 'the "Eternal"\nCity è'}))])
+    given = row(user("rain?"), calling, tool('it is "dry"\nè'), assistant("No rain."), tools=TOOLS)
+    assert "No rain." in trained_runs(parts(given, tok)[-1], tok)[-1]
 
 
 def test_deepseek_v3_renders_calls_in_the_older_form_and_answers_after_results() -> None:

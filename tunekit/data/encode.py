@@ -1,5 +1,6 @@
 """Texts as token ids with the characters that each token stands for: one tokenisation, from which masks are read."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,8 @@ def _refusal(text: str) -> Refused | None:
 
 def _encoded(text: str, batch: BatchEncoding, i: int) -> Encoded:
     ids = np.array(batch["input_ids"][i], np.int32)
-    offsets = np.array(batch["offset_mapping"][i], np.int64).reshape(-1, 2)
+    pairs = batch["offset_mapping"][i]
+    offsets = np.fromiter(itertools.chain.from_iterable(pairs), np.int64, 2 * len(pairs)).reshape(-1, 2)
     body = np.flatnonzero(np.array(batch["special_tokens_mask"][i]) == 0)
     a, b = (int(body[0]), int(body[-1]) + 1) if len(body) else (len(ids), len(ids))
     return Encoded(text, ids[:a], ids[a:b], ids[b:], offsets[a:b, 0], offsets[a:b, 1])

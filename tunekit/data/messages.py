@@ -107,16 +107,16 @@ def older_form(message: Message) -> Message:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, keys of objects included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield str(key)
-            yield from strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings(item)
+    """Every string in a JSON value, keys of objects included, in no certain order."""
+    rest = [value]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            rest += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            rest += value
 
 
 def _check_form(i: int, message: Any) -> None:

@@ -7,7 +7,6 @@ A token belongs to the turn in which it begins; one that begins in the generatio
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -52,12 +51,14 @@ def render_all(
     check_fast(tokenizer)
     notes = Counter() if notes is None else notes
     options = {"loss_on": loss_on, "system": system, "system_mode": system_mode, "reasoning": reasoning}
+    first = next((row for row in rows if isinstance(row, Conversation)), None)
+    template = ChatTemplate(tokenizer, first.source) if first else None
     rendered: list[list[Tokens] | Rejected] = []
     for begin in range(0, len(rows), CHUNK):
         chunk = rows[begin : begin + CHUNK]
         chats = [row for row in chunk if isinstance(row, Conversation)]
         texts = [row for row in chunk if isinstance(row, Text)]
-        from_chats = iter(_render_chats(chats, ChatTemplate(tokenizer, chats[0].source), options) if chats else [])
+        from_chats = iter(_render_chats(chats, template, options) if template else [])
         from_texts = iter(_render_texts(texts, tokenizer, loss_on) if texts else [])
         for row in chunk:
             result = next(from_chats) if isinstance(row, Conversation) else next(from_texts)
@@ -98,7 +99,7 @@ def serving_examples(
 
 def reject(row: AnyRow, refused: Refused) -> Rejected:
     """The row as `Rejected`, with what it says."""
-    read = {key: value for key, value in asdict(row).items() if value is not None and key != "source"}
+    read = {key: value for key, value in vars(row).items() if value is not None and key != "source"}
     return Rejected(row.source, refused.reason, read, refused.fix)
 
 

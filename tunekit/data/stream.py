@@ -20,7 +20,7 @@ from tunekit.data.plan import pack
 from tunekit.data.prepare import OVERLONG_SHARE, SHOWN, rejections
 from tunekit.data.rows import Conversation, Rejected, Tokens
 from tunekit.data.store import Rendered
-from tunekit.data.tokenise import KINDS, Reading, Rendering, rendered, terminators
+from tunekit.data.tokenise import KINDS, Reading, Rendering, rendered, terminators, with_format
 from tunekit.errors import DataError
 
 log = logging.getLogger("tunekit")
@@ -93,7 +93,9 @@ class StreamLoader:
         held_out: int = 0,
         reject: Callable[[Rejected], None] = lambda row: None,
     ) -> None:
-        self.readings, self.tokenizer, self.rendering, self.settings = readings, tokenizer, rendering, settings
+        # The first rows decide the format, not those at which a resumed stream happens to begin.
+        self._readings = [with_format(reading) for reading in readings]
+        self.tokenizer, self.rendering, self.settings = tokenizer, rendering, settings
         self.held_out, self.reject = held_out, reject
         self.counts, self.notes = Counts(), Counter[str]()
         self.first: list[Tokens] = []
@@ -190,7 +192,7 @@ class StreamLoader:
         if made is None:
             del self._sources[part]
             if cursor.trained == 0:
-                raise DataError(f"{self.readings[part].source.name}: no row of it can be trained on")
+                raise DataError(f"{self._readings[part].source.name}: no row of it can be trained on")
             cursor.turn, cursor.item = cursor.turn + 1, self.held_out if part == 0 else 0
             return []
         number, each = made
@@ -208,7 +210,7 @@ class StreamLoader:
     def _numbered(self, part: int, cursor: Cursor) -> Iterator[tuple[int, Rendered | Rejected]]:
         """The rows of a source from `cursor` on that are this rank's, each with its number."""
         rank, world_size = self.settings.rank, self.settings.world_size
-        rows = enumerate(self.readings[part].rows(Found(), cursor.item), start=cursor.item)
+        rows = enumerate(self._readings[part].rows(Found(), cursor.item), start=cursor.item)
         mine = ((number, row) for number, row in rows if number % world_size == rank)
         for chunk in rendered(mine, self.tokenizer, self.rendering, self.notes):
             yield from chunk

@@ -5,7 +5,8 @@ One call renders one conversation: a call for many is not faster, and would not 
 
 import json
 import re
-from functools import cached_property
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import jinja2
@@ -45,13 +46,12 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.terminators = frozenset(possible_terminators(tokenizer))
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        longest_first = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._ends = [token for token in longest_first if tokenizer.convert_tokens_to_ids(token) in self.terminators]
+        special |= set(tokenizer.all_special_tokens)
+        self._special = _Tokens(special)
+        self._ends = _Tokens({token for token in special if tokenizer.convert_tokens_to_ids(token) in self.terminators})
         self._tools: dict[str, Tools] = {}
-        self._variables: dict[str, set[str]] = {}
         try:
-            self._variables_of(self.text(None))
+            _variables_of(self.text(None))
         except ValueError as error:
             raise DataError(
                 f"{source}: a conversation needs a chat template, and this tokenizer has none (a base model?)",
@@ -96,11 +96,14 @@ class ChatTemplate:
         """The messages and their rendering; a template that refuses their tool calls gets them in the older form."""
         try:
             return messages, self.render(messages, tools, add_generation_prompt=add_generation_prompt)
-        except Refused:
+        except Refused as refused:
             if not any(message.get("tool_calls") for message in messages):
                 raise
-            older = [older_form(message) for message in messages]
-            return older, self.render(older, tools, add_generation_prompt=add_generation_prompt)
+            try:
+                older = [older_form(message) for message in messages]
+                return older, self.render(older, tools, add_generation_prompt=add_generation_prompt)
+            except (Refused, RecursionError):
+                raise refused from None
 
     def marked(self, messages: list[Message], tools: Tools | None) -> list[tuple[int, int]]:
         """The characters `[start, end)` that `{% generation %}` marks in the rendering of the messages."""
@@ -139,19 +142,13 @@ class ChatTemplate:
             tools = None
         if not isinstance(tools, list) or not tools or not all(isinstance(tool, dict) for tool in tools):
             raise Refused(f"tools must be a list of tool schemas, found {text[:60]!r}")
-        if "tools" not in self._variables_of(self.text(tools)):
+        if "tools" not in _variables_of(self.text(tools)):
             raise Refused(
                 "the row has tools, and the chat template does not render tools",
                 "Take the tools out of the row, or set data.chat_template: path.jinja, a template that renders them.",
             )
         self._refuse_special("tools", strings(tools))
         return tools
-
-    def _variables_of(self, text: str) -> set[str]:
-        if text not in self._variables:
-            environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-            self._variables[text] = jinja2.meta.find_undeclared_variables(environment.parse(GENERATION.sub("", text)))
-        return self._variables[text]
 
     def refuse_special_tokens(self, prepared: Prepared) -> None:
         """Raises `Refused` where a message holds the text of a special token, which would become that token."""
@@ -160,11 +157,11 @@ class ChatTemplate:
             content = split_reasoning(message.get("content", "")) if message["role"] == "assistant" else ()
             self._refuse_special(prepared.place(i), strings({**message, "content": content or message.get("content")}))
 
-    def _refuse_special(self, place: str, texts: Any) -> None:
+    def _refuse_special(self, place: str, texts: Iterable[str]) -> None:
         for text in texts:
-            if found := self._special.search(text):
+            if token := self._special.first_in(text):
                 raise Refused(
-                    f"{place}: its text holds {found.group()!r}, which the tokenizer would read as its special token",
+                    f"{place}: its text holds {token!r}, which the tokenizer would read as its special token",
                     "Take the token out of the text: only the chat template may write it.",
                 )
 
@@ -174,8 +171,8 @@ class ChatTemplate:
         found: list[tuple[int, int]] = []
         while at > start:
             at = start + len(text[start:at].rstrip())
-            token = next((token for token in self._ends if text.endswith(token, start, at)), None)
-            if token is None:
+            token = self._ends.before(text, at)
+            if not token:
                 break
             found.insert(0, (at - len(token), at))
             at -= len(token)
@@ -183,7 +180,38 @@ class ChatTemplate:
 
     def end_of_terminator(self, text: str, start: int) -> int | None:
         """The end of the terminator that stands at `start`."""
-        return next((start + len(token) for token in self._ends if text.startswith(token, start)), None)
+        token = self._ends.at(text, start)
+        return start + len(token) if token else None
+
+
+class _Tokens:
+    """Strings to be found in texts, the longest first; some tokenizers have a thousand special tokens."""
+
+    def __init__(self, tokens: set[str]) -> None:
+        self.tokens = tokens
+        self.lengths = sorted({len(token) for token in tokens}, reverse=True)
+        begins = {re.escape(token[0]) for token in tokens}
+        self.begin = re.compile(f"[{''.join(begins)}]" if begins else "(?!)")
+
+    def at(self, text: str, start: int) -> str:
+        """The token that begins at `start`, or `""`."""
+        return next((text[start : start + n] for n in self.lengths if text[start : start + n] in self.tokens), "")
+
+    def before(self, text: str, end: int) -> str:
+        """The token that ends at `end`, or `""`."""
+        return next((text[end - n : end] for n in self.lengths if n <= end and text[end - n : end] in self.tokens), "")
+
+    def first_in(self, text: str) -> str:
+        """The first token in the text, or `""`."""
+        found = (self.at(text, begin.start()) for begin in self.begin.finditer(text))
+        return next((token for token in found if token), "")
+
+
+@lru_cache
+def _variables_of(template: str) -> frozenset[str]:
+    """The variables that a template reads."""
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(GENERATION.sub("", template))))
 
 
 def shared_length(a: str, b: str) -> int:

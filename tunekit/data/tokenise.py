@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +61,16 @@ class Reading:
 
     def rows(self, found: formats.Found, start: int = 0) -> Iterator[AnyRow | Rejected]:
         return formats.convert(self.source.rows(start), format=self.format, columns=self.columns, found=found)
+
+
+def with_format(reading: Reading) -> Reading:
+    """`reading` with the format that its first rows are in, said aloud."""
+    found = formats.Found()
+    next(reading.rows(found), None)
+    if not found.format:
+        return reading
+    log.info("%s: format %s (%s)", reading.source.name, found.format, "detected" if found.detected else "given")
+    return replace(reading, format=found.format)
 
 
 def tokenised(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Store:

@@ -28,6 +28,9 @@ from tunekit.data.rows import Conversation
 from tunekit.data.template import ChatTemplate, Tools, shared_length
 
 OWN_ROWS = "turns trained in rows of their own, since the chat template renders them differently later"
+OTHER_HISTORY = (
+    "turns trained after a history without the reasoning that they are asked with (data.reasoning: template)"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,11 @@ def find_parts(chat: Chat, template: ChatTemplate) -> list[Part]:
     own: list[Part] = []
     for i in chat.needed:
         alone = finder.alone(i)
-        turn = finder.turn_that_stays(alone) if alone.asked == alone.head or chat.reasoning == "template" else None
+        turn = finder.turn_that_stays(alone)
+        if alone.asked != alone.head and chat.reasoning == "template":
+            chat.prepared.notes.append(OTHER_HISTORY)
+        elif alone.asked != alone.head:
+            turn = None
         if turn is None and chat.reasoning == "template":
             turn = finder.rewritten_turn(alone)
             finder.check_answer(i, len(messages), whole, turn.start, turn.end)
@@ -258,11 +265,11 @@ class _Finder:
     def check_answer(self, i: int, count: int, text: str, start: int, end: int) -> None:
         """Raises `Refused` where `text`, of the first `count` messages, leaves out in `[start, end)` what `i` says."""
         before, after = self.chat.messages[:i], self.chat.messages[i + 1 : count]
-        left_out = [
-            part
-            for part, without in parts_said_twice(self.chat.messages[i])
-            if self._render([*before, without, *after]) == text
-        ]
+        left_out = []
+        for part, without in parts_said_twice(self.chat.messages[i]):
+            with contextlib.suppress(Refused):
+                if self._render([*before, without, *after]) == text:
+                    left_out.append(part)
         check_answer(self.chat.prepared, i, text[start:end], self.chat.reasoning, left_out)
 
     def _differing(self, alone: _Alone, rendered: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tunekit import offline
 from tunekit.models.adapters import AutoPeftModelForCausalLM
 from tunekit.models.export import fixed_logits, largest_difference
 
@@ -42,4 +43,6 @@ def check_rendering(tokenizer: Any, source: str, messages: list[Any], tools: lis
 
 
 if __name__ == "__main__":
+    if offline.entered():
+        offline.enter()
     main(*sys.argv[1:])

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.explain import place_of
-from tunekit.recipe.parse import NEEDED, Document, KeyPath, Place, leaves, parse, read_text
+from tunekit.recipe.parse import NEEDED, Document, KeyPath, Place, leaves, parse
+from tunekit.recipe.read import read_text
 from tunekit.recipe.schema import EXTENDS, SYNONYMS, expand
 
 MAX_LEVELS = 8

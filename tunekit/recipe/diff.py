@@ -13,7 +13,7 @@ from tunekit.recipe.show import flow
 
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
 ABSENT = "(none)"
-MAX_SHOWN = 60
+MAX_SHOWN = 48
 
 
 class _Side(NamedTuple):
@@ -70,7 +70,9 @@ def _cell(item: dict[str, Any], side: str) -> str:
     if item[f"{side}_origin"] is None:
         return ABSENT
     text = flow(item[side])
-    return f"{text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + '...'} ({item[f'{side}_origin']})"
+    text = text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+    # The key of a manifest says already where its value is from.
+    return text if item["key"].startswith(f"{MANIFEST}:") else f"{text} ({item[f'{side}_origin']})"
 
 
 def _side(path: str) -> _Side:

@@ -21,6 +21,11 @@ class Spot(NamedTuple):
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
 
 
+def printable(text: str) -> str:
+    """The text in one line, with what would move a cursor or not be seen escaped as YAML does it."""
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08X}" for char in text)
+
+
 def split_lines(text: str) -> list[str]:
     return _BREAK.split(text)
 

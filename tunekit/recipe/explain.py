@@ -11,6 +11,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from tunekit.recipe.excerpt import printable
 from tunekit.recipe.hints import SECTIONS, nearest_value, unknown_key
 from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted, leaves
 from tunekit.recipe.rules import conflicts
@@ -44,7 +45,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         kind = "section" if isinstance(value, dict) else "list"
         return f"a {kind}" if value else f"an empty {kind}"
-    text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    text = printable(str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False))
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from tunekit.errors import RecipeError
+from tunekit.recipe.excerpt import printable
 from tunekit.recipe.hints import is_key, unknown_key
 from tunekit.recipe.parse import Document, KeyPath, Place, dotted, parse, scalar
 from tunekit.recipe.schema import EXTENDS, SYNONYMS, expand
@@ -14,9 +15,9 @@ MAX_SHOWN = 100
 
 def override(document: Document, text: str) -> None:
     """Changes the document after one override. Raises `RecipeError` that names it."""
-    source = f"override `{text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '...'}`"
+    source = f"override `{printable(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '...')}`"
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise RecipeError(f"{source!a}: is not UTF-8 text")
+        raise RecipeError(f"{source}: is not UTF-8 text")
     name, equals, value = text.partition("=")
     dropped = name.strip().startswith("~")
     keys = tuple(name.strip().removeprefix("~").split("."))

@@ -7,11 +7,8 @@ is ten. Tags, anchors and directives are refused, so a recipe can neither build 
 from __future__ import annotations
 
 import re
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from ruamel.yaml import YAML
@@ -31,7 +28,6 @@ from ruamel.yaml.reader import ReaderError
 from tunekit.errors import RecipeError
 from tunekit.recipe.excerpt import Spot, excerpt, split_lines, spot_at
 
-MAX_BYTES = 1 << 18
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
 MAX_PROBLEMS = 50
@@ -142,36 +138,6 @@ def scalar(text: str) -> Any:
     return float(text.replace(".", "").lower()) if _NOT_FINITE.fullmatch(text) else text
 
 
-def read_text(path: str) -> str:
-    """The text of a recipe file. Raises `RecipeError` if there is none, or if it is no short UTF-8 text."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        folder = Path(path).parent
-        names = sorted(item.name for item in folder.iterdir() if item.is_file()) if folder.is_dir() else []
-        close = get_close_matches(Path(path).name, names, 1)
-        raise RecipeError(f"{path}: no such file", f"Did you mean {folder / close[0]}?" if close else "") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RecipeError(f"{path!r}: is not a file name: {error}") from None
-    if len(raw) > MAX_BYTES:
-        limit = f"{MAX_BYTES >> 10} KiB"
-        raise RecipeError(
-            f"{path}: is larger than {limit}", "A recipe is a few lines of YAML; name the data by its path."
-        )
-    raw = raw.removeprefix(BOM_UTF8)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        text = raw.decode("utf-8", "replace")
-        spot = spot_at(text, len(raw[: error.start].decode()), path)
-        found = ", but UTF-16" if raw[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else ""
-        message = f"{spot}: is not UTF-8 text{found}{excerpt(spot, split_lines(text))}"
-        raise RecipeError(message, "Save the recipe as UTF-8.") from None
-
-
 def parse(text: str, source: str, *, quoted: bool = True) -> Document:
     """`text` as a document, whose messages quote its lines if `quoted`.
 
@@ -245,12 +211,20 @@ class _Builder:
             raise self._fatal(mark, f"nested more than {MAX_DEPTH} levels deep")
         self._refuse(event, path)
         if isinstance(event, ScalarEvent):
-            if _SURROGATE.search(event.value):
-                raise self._fatal(mark, r"half a character; write one beyond U+FFFF as itself or as \UXXXXXXXX")
-            return scalar(event.value) if event.implicit[0] else event.value
+            text = self._text(event)
+            return scalar(text) if event.implicit[0] else text
         if isinstance(event, SequenceStartEvent):
             return self._sequence(path)
         return self._mapping(path) if isinstance(event, MappingStartEvent) else None
+
+    def _text(self, event: ScalarEvent) -> str:
+        if not _SURROGATE.search(event.value):
+            return str(event.value)
+        try:  # JSON writes a character beyond U+FFFF as two halves
+            return str(event.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            message = r"half a character; write one beyond U+FFFF as itself or as \UXXXXXXXX"
+            raise self._fatal(event.start_mark, message) from None
 
     def _refuse(self, event: Any, path: KeyPath) -> None:
         found, tag = "", str(getattr(event, "tag", "")).replace("tag:yaml.org,2002:", "!!")
@@ -276,17 +250,17 @@ class _Builder:
         items: dict[str, Any] = {}
         while not isinstance(event := next(self.events), MappingEndEvent):
             mark = event.start_mark
-            if not isinstance(event, ScalarEvent) or not event.value.isprintable():
+            if not isinstance(event, ScalarEvent) or not (name := self._text(event)).isprintable():
                 raise self._fatal(mark, "a key must be one word of printable text")
-            child = (*path, event.value)
-            if event.value == "<<" and event.implicit[0]:
+            child = (*path, name)
+            if name == "<<" and event.implicit[0]:
                 self._problem(child, mark, f"a merge key is not accepted; {SHARED}")
             else:
                 self._refuse(event, child)
             first = self.document.places.get(child)
             value = self._value(next(self.events), child, mark)
             if first is None:
-                items[event.value] = value
+                items[name] = value
                 continue
             self._problem(child, mark, f"is given twice, first in line {first.key_line}; remove one of the two")
             self.document.places[child] = first

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tunekit.recipe.excerpt import printable
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.parse import scalar
 from tunekit.recipe.schema import Recipe
@@ -63,8 +64,3 @@ def flow(value: Any) -> str:
 def _quoted(text: str) -> str:
     """Double-quoted YAML: JSON, but with characters that YAML refuses or folds escaped."""
     return printable(json.dumps(text, ensure_ascii=False))
-
-
-def printable(text: str) -> str:
-    """The text in one line, with what a terminal would not show escaped."""
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08X}" for char in text)

@@ -98,7 +98,9 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
     facts = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}
     preparation = recipe.data.model_dump(include={"system", "system_mode", "reasoning"})
     facts["messages"] = preparation
-    served = serving_examples(rows.conversations, base.tokenizer, loss_on=recipe.data.loss_on, **preparation)
+    served = []
+    if rows.conversations:
+        served = serving_examples(rows.conversations, base.tokenizer, loss_on=recipe.data.loss_on, **preparation)
     difference = write_artefact(training.policy, base, folder / "model", facts, served)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
     result["after"] = state.evaluated

@@ -476,6 +476,11 @@ EXTENDS: dict[str, Case] = {
         ("r.yaml:3:23", "excludes warmup_steps"),
         files={"base.yaml": BASE + "train: {warmup_steps: 1}\n"},
     ),
+    "a section in both": Case(
+        "extends: base.yaml\nfreeze: {embeddings: false}\n",
+        ("r.yaml:2:9: freeze: freezes nothing",),
+        files={"base.yaml": FULL + "freeze: {layers: []}\n"},
+    ),
     "a reset of what must be there": Case(
         CHILD + "model: null\n", ("r.yaml:3:8: model: is empty",), files={"base.yaml": BASE}
     ),

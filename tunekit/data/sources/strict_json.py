@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any, NoReturn
 
+# Deeper than any row of text, and far from where Python's own walks over a value end in a RecursionError.
+MAX_DEPTH = 100
 SURROGATE = re.compile(r"\\u[dD]")
 
 
@@ -38,10 +40,22 @@ def decode(text: str, begin: int) -> tuple[Any, int]:
         value, end = DECODER.raw_decode(text, begin)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if text.count("{", begin, end) + text.count("[", begin, end) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested too deeply: more than {MAX_DEPTH} levels")
     # Half of a surrogate pair is legal JSON, but no tokenizer takes it; it would end the run later, without a place.
     if SURROGATE.search(text, begin, end):
         refuse_half_pairs(value)
     return value, end
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [item for items in inner for item in items]
+        if not level:
+            return False
+    return True
 
 
 def refuse_half_pairs(value: Any) -> None:

@@ -15,7 +15,8 @@ from tunekit.recipe.explain import place_of
 from tunekit.recipe.foreign import AXOLOTL, FOREIGN, LLAMA_FACTORY, TRL
 from tunekit.recipe.hints import nearest_value
 from tunekit.recipe.load import load_text
-from tunekit.recipe.parse import Document, parse, read_text
+from tunekit.recipe.parse import Document, parse
+from tunekit.recipe.read import read_text
 
 OPTIONS = {"axolotl": AXOLOTL, "llamafactory": LLAMA_FACTORY, "trl": TRL}
 DATA = {AXOLOTL: axolotl.read_data, LLAMA_FACTORY: llama_factory.read_data, TRL: trl.read_data}

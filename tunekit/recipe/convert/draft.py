@@ -51,9 +51,10 @@ class Draft:
         path = tuple(ours.split("."))
         if why := refusal(path, value):
             self.missing.append(Note(key, original, f"{ours}: {why}"))
-        elif ours in self.values and self.values[ours] != value:
-            other = self.origins[ours].key
-            self.missing.append(Note(key, original, f"{ours} is {shown(self.values[ours])} already, by {other}"))
+        elif ours in self.values:
+            same, other = self.values[ours] == value, self.origins[ours].key
+            why = f"{other} says the same" if same else f"{ours} is {shown(self.values[ours])} already, by {other}"
+            self.leave(key, original, why, needless=same)
         else:
             self.values[ours] = value
             self.origins[ours] = Note(key, original, "")

@@ -8,7 +8,7 @@ from typing import Any
 from tunekit.recipe.convert.draft import Draft, Left, truth
 from tunekit.recipe.convert.values import TRANSLATE, nothing
 from tunekit.recipe.foreign import FOREIGN, LLAMA_FACTORY
-from tunekit.recipe.hints import owners_of
+from tunekit.recipe.hints import SECTIONS, owners_of
 
 EMPTY = "it is empty"
 OFF = "it is off"
@@ -43,9 +43,10 @@ def convert_key(draft: Draft, key: str, value: Any) -> None:
 
 def _ours(key: str) -> str:
     """Our key, dotted, for one of theirs; "" if there is none or several."""
-    if known := FOREIGN.get(key):
-        return known.ours.partition(" or ")[0].replace("[]", "")
-    owners = [owner for owner in owners_of(key) if not owner.startswith(("data.train.", "data.eval."))]
+    known = FOREIGN.get(key)
+    owners = [known.ours.partition(" or ")[0]] if known else owners_of(key)
+    # Sources of rows and whole sections are no values.
+    owners = [owner for owner in owners if owner not in SECTIONS and not owner.startswith(("data.train", "data.eval."))]
     return owners[0] if len(owners) == 1 else ""
 
 
@@ -54,7 +55,12 @@ def _without_counterpart(tool: str, key: str, value: Any) -> Left:
     if known is None:
         return Left(f"tunekit does not know this key of {tool}")
     off = value is False or value == 0
-    return Left(OFF if off else known.why, needless=known.needless or off)
+    why = known.why or f"what it is about stands in {known.ours} here"
+    return Left(OFF if off else why, needless=known.needless or off)
+
+
+def _model(draft: Draft, key: str, value: Any) -> None:
+    draft.put("model.name_or_path", value, key, value)
 
 
 def _adapter(draft: Draft, key: str, value: Any) -> None:
@@ -150,6 +156,7 @@ def _special_tokens(draft: Draft, key: str, value: Any) -> None:
 
 
 SPECIAL: dict[str, Callable[[Draft, str, Any], None]] = {
+    "model": _model,
     "adapter": _adapter,
     "finetuning_type": _adapter,
     "peft_config": _peft_config,

@@ -12,7 +12,7 @@ from tunekit.recipe.parse import scalar
 
 REGISTRY = "dataset_info.json"
 ROLES = {"user", "human", "assistant", "gpt", "system", "tool", "observation", "function_call"}
-ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 CHAT_TAGS = {
     ("from", "value"): ("sharegpt", "conversations"),
     ("role", "content"): ("messages", "messages"),
@@ -124,6 +124,7 @@ def _mix(draft: Draft, raw: dict[str, Any]) -> None:
         for source, weight in zip(draft.train, weights, strict=True):
             source["weight"] = weight
         if weights:
+            draft.leave("mix_strategy", raw.get("mix_strategy"), "sources with weights are mixed", needless=True)
             draft.differences.append(SHARES)
     elif weights:
         draft.leave("interleave_probs", shares, "not as many as there are data sets")

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from tunekit.recipe.convert.draft import Draft, Note
+from tunekit.recipe.excerpt import printable
 from tunekit.recipe.schema import SHORT_FORMS, Recipe
-from tunekit.recipe.show import flow, lines, printable
+from tunekit.recipe.show import flow, lines
 
 MAX_VALUE = 80
 
