@@ -198,6 +198,19 @@ def test_every_mistake_is_named_at_once_and_in_order(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_wrong_inside_a_source_is_said_once_and_hides_nothing_else(tmp_path: Path) -> None:
+    text = (
+        "model: m\noutput_dir: o\ndata:\n  train:\n"
+        "  - {path: o/a, columns: {q: 3}, data_files: [4]}\n  - {path: b, wieght: 1}\n  - {path: c, format: x}\n"
+    )
+    assert [line.partition(",")[0] for line in refusal(tmp_path, text).splitlines()] == [
+        "r.yaml:5:30: data.train.0.columns.q: 3",
+        "r.yaml:5:47: data.train.0.data_files.0: 4",
+        "r.yaml:6:15: data.train.1.wieght: unknown key; did you mean data.train.1.weight?",
+        'r.yaml:7:23: data.train.2.format: "x"',
+    ]
+
+
 @pytest.mark.parametrize("known", ["str", "list", "int", "bool", "constrained-str", "<<", "0"])
 def test_unknown_keys_that_look_like_types_are_named(tmp_path: Path, known: str) -> None:
     assert f"r.yaml:5:1: {known}: unknown key" in refusal(tmp_path, SHORT + f'"{known}": 1\n')

@@ -32,8 +32,8 @@ def read_recipe(path: str) -> Document:
 
 
 def recipe_of_text(text: str, source: str) -> Document:
-    """A recipe that is not in a file; it extends nothing."""
-    return _in_full(parse(text, source), source)
+    """`text` as if it stood in a file called `source`."""
+    return _read(text, source, (), [])
 
 
 def fill_places(document: Document) -> None:
@@ -45,7 +45,7 @@ def fill_places(document: Document) -> None:
 
 def _read(text: str, path: str, chain: tuple[str, ...], seen: list[str]) -> Document:
     """`chain`: the files from the recipe down to this one; `seen`: all that were read so far."""
-    document = _in_full(parse(text, path), path)
+    document = _in_full(parse(text, path))
     chain = (*chain, path)
     seen.append(path)
     merged: Document | None = None
@@ -55,7 +55,7 @@ def _read(text: str, path: str, chain: tuple[str, ...], seen: list[str]) -> Docu
     return document if merged is None else _merge(merged, document)
 
 
-def _in_full(document: Document, source: str) -> Document:
+def _in_full(document: Document) -> Document:
     """The document with its short forms expanded."""
     if not isinstance(document.value, dict):
         spot = document.places[()].of_value
@@ -86,20 +86,17 @@ def _take_bases(document: Document) -> Iterator[_Base]:
 
 
 def _base_text(document: Document, base: _Base, chain: tuple[str, ...], seen: list[str]) -> str:
-    if any(_same(base.path, above) for above in chain):
+    try:
+        text = read_text(base.path)
+    except RecipeError as error:
+        raise _error(document, base.place, error.message, error.fix) from None
+    if os.path.realpath(base.path) in map(os.path.realpath, chain):
         raise _error(document, base.place, f"goes round in a circle: {' -> '.join((*chain, base.path))}")
     if len(chain) > MAX_LEVELS:
         raise _error(document, base.place, f"is more than {MAX_LEVELS} levels of bases: {' -> '.join(chain)}")
     if len(seen) >= MAX_FILES:
         raise _error(document, base.place, f"is more than {MAX_FILES} files in all")
-    try:
-        return read_text(base.path)
-    except RecipeError as error:
-        raise _error(document, base.place, error.message, error.fix) from None
-
-
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+    return text
 
 
 def _error(document: Document, place: Place, message: str, fix: str = "") -> RecipeError:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tunekit.recipe.excerpt import printable
-from tunekit.recipe.hints import SECTIONS, nearest_value, unknown_key
+from tunekit.recipe.hints import SECTIONS, is_key, nearest_value, unknown_key
 from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted, leaves
 from tunekit.recipe.rules import conflicts
 from tunekit.recipe.schema import Recipe, expand
@@ -89,7 +89,8 @@ def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
 def _left_to_do(document: Document) -> Iterator[Problem]:
     """Values that whoever wrote the recipe left to be filled in: `TODO`, or `TODO: what is to be filled in`."""
     for path, value in leaves(document.value):
-        if isinstance(value, str) and (match := TODO.fullmatch(value)):
+        known = all(is_key(path[:length]) for length in range(1, len(path) + 1))
+        if known and isinstance(value, str) and (match := TODO.fullmatch(value)):
             yield _problem(document, path, f"is still to be filled in: {match[2] or _field(path)[1]}", False)
 
 

@@ -7,13 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tunekit.errors import RecipeError
-from tunekit.recipe.excerpt import excerpt, split_lines, spot_at
+from tunekit.recipe.excerpt import excerpt, printable, split_lines, spot_at
 
 MAX_BYTES = 1 << 18
 
 
 def read_text(path: str) -> str:
     """The text of a recipe file. Raises `RecipeError` if there is none, or if it is no short UTF-8 text."""
+    name = printable(path)
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -21,15 +22,15 @@ def read_text(path: str) -> str:
         folder = Path(path).parent
         names = sorted(item.name for item in folder.iterdir() if item.is_file()) if folder.is_dir() else []
         close = get_close_matches(Path(path).name, names, 1)
-        raise RecipeError(f"{path}: no such file", f"Did you mean {folder / close[0]}?" if close else "") from None
+        raise RecipeError(f"{name}: no such file", f"Did you mean {folder / close[0]}?" if close else "") from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RecipeError(f"{name}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise RecipeError(f"{path!r}: is not a file name: {error}") from None
     if len(raw) > MAX_BYTES:
         limit = f"{MAX_BYTES >> 10} KiB"
         raise RecipeError(
-            f"{path}: is larger than {limit}", "A recipe is a few lines of YAML; name the data by its path."
+            f"{name}: is larger than {limit}", "A recipe is a few lines of YAML; name the data by its path."
         )
     raw = raw.removeprefix(BOM_UTF8)
     try:

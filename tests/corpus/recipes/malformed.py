@@ -134,6 +134,7 @@ MISSING: dict[str, Case] = {
         BASE.replace("out/x", '"TODO: a folder of your own"'),
         (":4:13", "is still to be filled in: a folder of your own"),
     ),
+    "an unknown key that is to do": Case(BASE + "zzz: TODO\n", (":5:1: zzz: unknown key",)),
     "a number that is to do": Case(BASE + "train: {max_steps: TODO}\n", ("max_steps: is still to be filled in",)),
 }
 
@@ -430,6 +431,10 @@ EXTENDS: dict[str, Case] = {
     "a number": Case("extends: 3\n" + BASE, ("r.yaml:1:10: extends: must be the path of a recipe",)),
     "empty": Case("extends:\n" + BASE, ("r.yaml:1:1: extends: must be the path of a recipe",)),
     "an empty name": Case("extends: ['']\n" + BASE, ("r.yaml:1:11: extends: must be the path",)),
+    "a name that no file has": Case(
+        'extends: "a\\0b"\n' + BASE, ("r.yaml:1:10: extends: 'a\\x00b': is not a file name",)
+    ),
+    "an escape in a name": Case('extends: "\\e[31m"\n' + BASE, ("extends: \\U0000001B[31m: no such file",)),
     "a section": Case("extends: {a: b}\n" + BASE, ("extends: must be the path",)),
     "itself": Case("extends: r.yaml\n" + BASE, ("r.yaml:1:10: extends: goes round in a circle: r.yaml -> r.yaml",)),
     "a circle of two": Case(
@@ -522,6 +527,7 @@ OVERRIDES = [
     ("~data.train", "data.train: is missing"),
     ("~data.train.0", "at least one item"),
     ("~data.train.1", "data.train.1 is not set"),
+    ("~data.train.0.columns.q", "data.train.0.columns.q is not set, so there is nothing to drop"),
     ("~output_dir.x", "output_dir.x"),
     ("extends=x.yaml", "extends is for recipe files"),
     ("~extends", "extends is for recipe files"),
