@@ -123,9 +123,8 @@ def test_a_model_without_segments_is_padded_and_said_to_be(arch: str, caplog: py
     [
         ("model.name_or_path=tiny-random/mamba", "adapter.target_modules=[in_proj, x_proj]"),
         ("model.name_or_path=tiny-random/gemma2",),
-        ("model.attn_implementation=sdpa",),
     ],
-    ids=["mamba", "gemma2", "sdpa"],
+    ids=["mamba", "gemma2"],
 )
 def test_packing_is_refused_where_examples_would_see_each_other(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError, match=r"data\.packing: true: packed examples would see each other") as caught:

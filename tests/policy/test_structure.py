@@ -22,7 +22,14 @@ from tunekit.train.engine import Engine
 PACKAGE = Path(__file__).parents[2] / "tunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A part imports its own layer and those below it.
-LAYERS = [{"errors", "files", "offline", "recipe"}, {"ops", "data"}, {"models", "objectives"}, {"train"}, {"stages"}, {"cli"}]
+LAYERS = [
+    {"errors", "files", "offline", "recipe"},
+    {"ops", "data"},
+    {"models", "objectives"},
+    {"train"},
+    {"stages"},
+    {"cli"},
+]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "accelerate": {"train/engine.py"},
@@ -88,7 +95,7 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
         for _ in range(3)  # the best of them: the caches of a busy machine are cold
     ]
     assert "HEAVY []" in outputs[0]
-    for verb in ("sft", "chat", "generate", "merge", "show", "env"):
+    for verb in ("sft", "preview", "check", "show", "init", "schema", "convert", "diff", "chat", "generate", "merge"):
         assert verb in outputs[0]
     assert min(float(output.rpartition("SECONDS")[2]) for output in outputs) < 0.3
 
@@ -147,6 +154,8 @@ def test_a_run_reads_every_key_of_its_recipe(tmp_path: Path, read: set[str]) -> 
     sft.run(load(file, ("adapter=lora",)))
     frozen = load(file, ("freeze.layers=[0]",)).recipe
     base = find_base(frozen)
+    streamed = load(file, ("data.streaming=true", "data.max_length=99", "data.eval=null", "data.eval_split=1"))
+    read_rows(streamed.recipe, base)
     make_policy(frozen, base, read_rows(frozen, base), Engine())
     derived = {"Train.global_batch_size"}  # into gradient_accumulation_steps, when the recipe is loaded
     assert fields(Recipe) - derived <= read

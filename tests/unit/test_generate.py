@@ -102,7 +102,9 @@ def test_spaces_that_a_tokenizer_drops_at_the_beginning_of_a_text_are_streamed()
 def test_a_template_that_refuses_or_is_absent_is_an_error_for_people() -> None:
     tokenizer = load_for_inference("tiny-random/llama")[1]
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(RecipeError, match="the chat template refuses the messages .system.: System role not supported"):
+    with pytest.raises(
+        RecipeError, match=r"the chat template refuses the messages .system.: System role not supported"
+    ):
         prompt_ids(tokenizer, Prompt(({"role": "system", "content": "x"},), "here"))
     tokenizer.chat_template = None
     with pytest.raises(RecipeError, match=r"no chat template(.|\n)*tunekit generate MODEL --raw"):

@@ -1,9 +1,11 @@
 """The metrics of generated text, on answers that a person can score."""
 
+from typing import get_args
+
 import pytest
 
-from tunekit.errors import RecipeError
-from tunekit.train.metrics import METRICS, check_metrics, compute
+from tunekit.recipe.types import Metric
+from tunekit.train.metrics import METRICS, compute
 
 
 def score(name: str, prediction: str, reference: str) -> float:
@@ -49,26 +51,5 @@ def test_scores_are_means_over_the_rows_under_names_with_eval() -> None:
     assert compute((), ["a"], ["b"]) == {}
 
 
-def test_unknown_metrics_are_refused_with_those_that_are_known() -> None:
-    with pytest.raises(RecipeError, match=r"eval\.metrics: bleu: unknown metric") as caught:
-        check_metrics(("exact_match", "bleu"), "eval_loss")
-    assert all(name in caught.value.fix for name in METRICS)
-
-
-@pytest.mark.parametrize(
-    ("names", "best", "accepted"),
-    [
-        ((), "eval_loss", True),
-        ((), "eval_perplexity", True),
-        (("token_f1",), "eval_token_f1", True),
-        (("token_f1",), "eval_exact_match", False),
-        ((), "loss", False),
-    ],
-)
-def test_the_best_model_is_chosen_by_what_is_computed(names: tuple[str, ...], best: str, accepted: bool) -> None:
-    if accepted:
-        check_metrics(names, best)
-        return
-    with pytest.raises(RecipeError, match=f"{best} is not computed") as caught:
-        check_metrics(names, best)
-    assert "eval_loss" in caught.value.fix
+def test_a_recipe_takes_the_metrics_there_are() -> None:
+    assert set(get_args(Metric)) == set(METRICS)

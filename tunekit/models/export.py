@@ -118,7 +118,8 @@ def verify_in_fresh_process(
         except subprocess.TimeoutExpired as error:
             raise StorageError(f"{folder}: a fresh process did not load it within {RELOAD_SECONDS} s") from error
     if process.returncode != 0:
-        raise StorageError(f"{folder}: a fresh process cannot load it as it was trained:\n{process.stderr.strip()[-2000:]}")
+        said = process.stderr.strip()[-2000:]
+        raise StorageError(f"{folder}: a fresh process cannot load it as it was trained:\n{said}")
     return float(process.stdout.strip().splitlines()[-1])
 
 

@@ -37,7 +37,7 @@ def check_rendering(tokenizer: Any, source: str, messages: list[Any], tools: lis
         at = next((i for i, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]), len(ids))
         near = slice(max(0, at - 5), at + 10)
         sys.exit(
-            f"{source}: the saved tokenizer renders the conversation differently than it was trained, from token {at}:\n"
+            f"{source}: the saved tokenizer renders it differently than it was trained, from token {at}:\n"
             f"  trained: {tokenizer.decode(ids[near])!r}\n  saved:   {tokenizer.decode(found[near])!r}"
         )
 

@@ -26,8 +26,10 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
         updates["train"]["gradient_accumulation_steps"] = rows // train.per_device_train_batch_size
     if data.eval_split is None and (data.eval is not None or data.streaming):
         updates["data"]["eval_split"] = 0
+    metric = evaluation.metric_for_best_model.removeprefix("eval_")
+    if metric == evaluation.metric_for_best_model:
+        updates["eval"]["metric_for_best_model"] = f"eval_{metric}"
     if evaluation.greater_is_better is None:
-        metric = evaluation.metric_for_best_model.removeprefix("eval_")
         updates["eval"]["greater_is_better"] = metric not in LOWER_IS_BETTER
     sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in updates.items() if update}
     paths = frozenset(f"{name}.{key}" for name, update in updates.items() for key in update)

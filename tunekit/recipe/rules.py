@@ -28,6 +28,7 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     yield from _batch(recipe)
     yield from _warmup(recipe)
     yield from _held_out(recipe)
+    yield from _best_model(recipe)
     yield from _streaming(recipe)
     yield from _system(recipe)
     yield from _packing(recipe)
@@ -93,6 +94,15 @@ def _held_out(recipe: Recipe) -> Iterator[Conflict]:
             yield Conflict(f"eval.{name}", (*keys, f"eval.{name}"), f"needs held-out rows; {fix}, or remove this key")
 
 
+def _best_model(recipe: Recipe) -> Iterator[Conflict]:
+    evaluation, key = recipe.eval, "eval.metric_for_best_model"
+    computed = ["eval_loss", "eval_perplexity", *(f"eval_{name}" for name in evaluation.metrics)]
+    name = evaluation.metric_for_best_model
+    if f"eval_{name.removeprefix('eval_')}" not in computed:
+        message = f'"{name}" is not computed; accepted: {", ".join(computed)}, or add it to eval.metrics'
+        yield Conflict(key, (key, "eval.metrics"), message)
+
+
 def _streaming(recipe: Recipe) -> Iterator[Conflict]:
     data, defaults = recipe.data, Data.model_fields
     at = "data.streaming"
@@ -106,7 +116,7 @@ def _streaming(recipe: Recipe) -> Iterator[Conflict]:
         message = "needs train.max_steps, since the length of a stream is not known; give it, or remove streaming"
         yield Conflict(at, (at, "train.max_steps"), message)
     if data.max_length is None:
-        message = "needs data.max_length, since rows are packed before all are seen; give it, or remove streaming"
+        message = "needs data.max_length, since the longest row to come is not known; give it, or remove streaming"
         yield Conflict(at, (at, "data.max_length"), message)
     if isinstance(data.eval_split, float):
         message = "cannot be a share with streaming; give a number of rows, or data.eval"

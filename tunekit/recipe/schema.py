@@ -16,7 +16,9 @@ from tunekit.recipe.types import (
     Count,
     Derived,
     Layers,
+    Metric,
     Names,
+    Optimizer,
     Positive,
     RowsOrShare,
     Section,
@@ -183,7 +185,7 @@ class Train(Section):
     global_batch_size: Count | None = Field(
         default=None, description="Rows in one optimizer step, instead of gradient_accumulation_steps."
     )
-    optim: Text = Field(default="adamw_torch", description="Optimizer by transformers' name.")
+    optim: Optimizer = Field(default="adamw_torch", description="Optimizer by transformers' name.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Learning rate after the warm-up."
@@ -212,7 +214,7 @@ class Eval(Section):
         default=None, description="Optimizer steps between evaluations; null: at the end of each epoch."
     )
     per_device_eval_batch_size: Count = Field(default=8, description="Rows in one forward pass on one device.")
-    metrics: list[Text] = Field(default=[], description="Metrics on generated answers, besides loss and perplexity.")
+    metrics: list[Metric] = Field(default=[], description="Metrics on generated answers, besides loss and perplexity.")
     max_new_tokens: Count = Field(default=128, description="Longest generated answer, for the metrics that need one.")
     metric_for_best_model: Text = Field(
         default="eval_loss", description="Metric that decides which checkpoint is best."

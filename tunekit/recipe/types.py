@@ -58,6 +58,25 @@ Names = Annotated[list[Text], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Metric = Literal["exact_match", "token_f1"]
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+]
 RowsOrShare = Annotated[
     float | int,
     AfterValidator(rows_or_share),

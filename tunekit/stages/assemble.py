@@ -40,10 +40,8 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
     policy.prove(rows.examples)
     if recipe.data.packing and not policy.flat:
         raise RecipeError(
-            f"data.packing: true: packed examples would see each other in {base.location.name} with "
-            f"model.attn_implementation: {recipe.model.attn_implementation}",
-            "Set data.packing: false: batches are then padded."
-            + ("" if recipe.model.attn_implementation == "auto" else " Or model.attn_implementation: auto."),
+            f"data.packing: true: packed examples would see each other in {base.location.name}",
+            "Set data.packing: false: batches are then padded.",
         )
     if recipe.train.activation_checkpointing:
         policy.causal.gradient_checkpointing_enable({"use_reentrant": False})

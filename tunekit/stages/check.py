@@ -28,10 +28,8 @@ from tunekit.stages.assemble import make_policy, make_training
 from tunekit.stages.base import Base, find_base
 from tunekit.stages.read import read_rows
 from tunekit.stages.rows import Rows
-from tunekit.train import metrics
 from tunekit.train.engine import Engine
 from tunekit.train.folder import check_folder
-from tunekit.train.optim import check_optimizer
 from tunekit.train.step import backward, update
 
 log = logging.getLogger("tunekit")
@@ -93,8 +91,6 @@ def render(report: dict[str, Any]) -> str:
 
 def _recipe(found: _Found) -> str:
     recipe = found.load().recipe
-    check_optimizer(recipe.train.optim)
-    metrics.check_metrics(recipe.eval.metrics, recipe.eval.metric_for_best_model)
     found.recipe = recipe
     check_folder(Path(recipe.output_dir), recipe.resume != "never")
     return f"{recipe.model.name_or_path} to {recipe.output_dir}"

@@ -19,12 +19,11 @@ from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.preflight import check_offline
 from tunekit.stages.read import read_rows
 from tunekit.stages.rows import Datasets, Rows
-from tunekit.train import metrics
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
 from tunekit.train.loop import Training, load_parameters, record, train, try_longest_batch
-from tunekit.train.optim import check_optimizer, make_optimizer
+from tunekit.train.optim import make_optimizer
 from tunekit.train.report import plot_losses, read_metrics
 from tunekit.train.signals import StopRequest
 
@@ -37,8 +36,6 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
     `datasets` are rows from Python, which the recipe names `memory:NAME`.
     """
     recipe = resolved.recipe
-    check_optimizer(recipe.train.optim)
-    metrics.check_metrics(recipe.eval.metrics, recipe.eval.metric_for_best_model)
     check_offline(recipe, datasets)
     stop = StopRequest()
     resuming = recipe.resume != "never"

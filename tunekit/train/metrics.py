@@ -6,8 +6,6 @@ from typing import Any
 import datasets
 import evaluate
 
-from tunekit.errors import RecipeError
-
 
 class ExactMatch(evaluate.Metric):
     """Share of predictions equal to their reference, white space at the ends and runs of it inside not counted."""
@@ -37,16 +35,6 @@ class TokenF1(evaluate.Metric):
 
 
 METRICS: dict[str, Any] = {"exact_match": ExactMatch, "token_f1": TokenF1}
-
-
-def check_metrics(names: Sequence[str], best: str) -> None:
-    """Raises `RecipeError` for a metric that does not exist, or a best-model metric that nothing computes."""
-    for name in names:
-        if name not in METRICS:
-            raise RecipeError(f"eval.metrics: {name}: unknown metric", f"Accepted: {', '.join(METRICS)}")
-    computed = ["eval_loss", "eval_perplexity", *(f"eval_{name}" for name in names)]
-    if best not in computed:
-        raise RecipeError(f"eval.metric_for_best_model: {best} is not computed", f"Accepted: {', '.join(computed)}")
 
 
 def compute(names: Sequence[str], predictions: list[str], references: list[str]) -> dict[str, float]:

@@ -11,8 +11,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Adafactor, get_scheduler
 
-from tunekit.errors import RecipeError
-
 log = logging.getLogger("tunekit")
 
 
@@ -45,15 +43,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def check_optimizer(name: str) -> None:
-    """Raises `RecipeError` for a name that is not ours."""
-    if name not in OPTIMIZERS:
-        raise RecipeError(f"train.optim: {name}: unknown optimizer", f"Accepted: {', '.join(OPTIMIZERS)}")
-
-
 def make_optimizer(name: str, parameters: dict[str, nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
     """The optimizer `name` over named `parameters`; vectors (biases, norms) are not decayed, as in transformers."""
-    check_optimizer(name)
     if name.startswith("paged") and not torch.cuda.is_available():
         log.info("train.optim: %s: without a CUDA device its states are not paged", name)
     decayed = [p for p in parameters.values() if p.ndim > 1]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from tunekit.recipe.convert.draft import Left, truth
+from tunekit.recipe.types import Optimizer
 
-OPTIMIZERS = {
-    *("adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-    *("ademamix", "ademamix_8bit", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-    *("adafactor", "sgd", "adagrad", "rmsprop"),
-}
+OPTIMIZERS = set(get_args(Optimizer))
 OLD_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_hf": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}
 SETTINGS_OF_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
