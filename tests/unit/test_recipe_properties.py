@@ -66,7 +66,7 @@ RECIPE = st.fixed_dictionaries(
             warmup_ratio=st.floats(0, 0.99),
             gradient_checkpointing=st.booleans(),
         ),
-        "eval": some(steps=COUNT, metrics=st.lists(TEXT, max_size=2)),
+        "eval": some(steps=COUNT, metrics=st.lists(st.sampled_from(["exact_match", "token_f1"]), max_size=2)),
         "save": some(steps=COUNT, total_limit=COUNT),
         "run_name": TEXT | st.none(),
         "report_to": st.sampled_from(["wandb", "mlflow"]) | st.lists(st.sampled_from(["wandb", "trackio"]), max_size=2),

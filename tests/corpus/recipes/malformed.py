@@ -177,15 +177,17 @@ VALUES: list[tuple[str, str, str]] = [
     *((key, "1", "true or false") for key in ("data.packing", "eval.load_best_model_at_end")),
     *((key, "'true'", "true or false") for key in ("data.packing", "data.streaming")),
     *((key, "2024", "(put it in quotes)") for key in ("run_name", "output_dir", "data.system", "model.revision")),
-    *((key, "1e-4", "(put it in quotes)") for key in ("run_name", "train.optim")),
+    *((key, "1e-4", "(put it in quotes)") for key in ("run_name", "data.system")),
+    ("train.optim", "adamw_tourch", "did you mean adamw_torch?"),
+    ("eval.metrics", "[exact_mach]", "did you mean exact_match?"),
     *((key, "true", "(put it in quotes)") for key in ("resume", "run_name", "data.chat_template")),
-    *((key, "''", "some text") for key in ("run_name", "output_dir", "model.name_or_path", "train.optim", "resume")),
+    *((key, "''", "some text") for key in ("run_name", "output_dir", "model.name_or_path", "resume")),
     *((key, "exact_match", "a list") for key in ("eval.metrics", "adapter.modules_to_save")),
     *(
         (key, "[]", "at least one item")
         for key in ("data.train", "adapter.target_parameters", "adapter.modules_to_save")
     ),
-    *((key, "[3]", "(put it in quotes)") for key in ("eval.metrics", "adapter.target_modules")),
+    *((key, "[3]", "(put it in quotes)") for key in ("adapter.modules_to_save", "adapter.target_modules")),
     *((key, "3", "a section") for key in ("model", "data", "train", "eval", "save")),
     *((key, "[a]", "a section") for key in ("model", "adapter", "data")),
     ("train", "fast", "a section"),
@@ -371,6 +373,10 @@ CONFLICTS: dict[str, Case] = {
     "a share of a stream": Case(
         data("train: a", STREAM, "max_length: 9", "eval_split: 0.1") + "train: {max_steps: 9}\n",
         (":7:15", "cannot be a share with streaming; give a number of rows"),
+    ),
+    "a best model by a metric that is not computed": Case(
+        BASE + "eval: {metric_for_best_model: eval_token_f1, metrics: [exact_match]}\n",
+        ('"eval_token_f1" is not computed; accepted: eval_loss, eval_perplexity, eval_exact_match',),
     ),
     "metrics on a stream": Case(
         data("train: a", STREAM, "max_length: 9") + "train: {max_steps: 9}\neval: {metrics: [exact_match]}\n",
