@@ -14,6 +14,7 @@ def test_text_of_prompts_and_answers_is_not_taken_for_markup() -> None:
         "tokens": 2,
         "trained_tokens": 1,
         "tokens_per_second": None,
+        "sources": [{"path": "a.jsonl", "trained_tokens": 3}],
         "seconds": 1.0,
         "reload_difference": 0.0,
         "paths": {"model": f"out/{USER_TEXT}", "loss_curve": "loss.png"},

@@ -20,7 +20,8 @@ EVERY_KIND = [
     SHORT + "train: {global_batch_size: 32, per_device_train_batch_size: 4}\n",
     SHORT + "train: {warmup_steps: 0, learning_rate: 1e-300}\nreport_to: [wandb, mlflow]\n",
     SHORT.replace("lora", "none") + "freeze: {layers: 0-19, embeddings: true}\n",
-    SHORT.replace("d.jsonl", "{train: [a, b], eval: c}") + "eval: {early_stopping_patience: 2, metrics: [token_f1, exact_match]}\n",
+    SHORT.replace("d.jsonl", "{train: [a, b], eval: c}")
+    + "eval: {early_stopping_patience: 2, metrics: [token_f1, exact_match]}\n",
     SHORT.replace("lora", "{type: lora, r: 3, target_modules: ['.*q_proj', x], init_lora_weights: false}"),
     SHORT.replace("d.jsonl", "{train: d, eval_split: 0, system: 'a: b #c\n\n  d \"e\" \\'}"),
 ]

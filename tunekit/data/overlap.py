@@ -34,21 +34,28 @@ class Overlap:
 def find_overlap(train: Rows, held_out: Rows | None) -> Overlap:
     """Exact duplicates among `train`, and rows of `held_out` that are in it exactly, or by half of their n-grams."""
     examples: dict[str, list[str]] = {"duplicates": [], "exact": [], "ngram": []}
-    values, first, inverse = np.unique(train.digests, return_index=True, return_inverse=True)
-    copies = np.flatnonzero(first[inverse] != np.arange(len(train)))
+    values, first, inverse = np.unique(_digests(train), return_index=True, return_inverse=True)
+    earlier, size = first[inverse], train.answers
+    copies = np.flatnonzero(earlier != np.arange(len(earlier)))
     examples["duplicates"] = [
-        f"{train.source(int(i))} = {train.source(int(first[inverse[i]]))}" for i in copies[:SHOWN]
+        f"{train.source(int(i) * size)} = {train.source(int(earlier[i]) * size)}" for i in copies[:SHOWN]
     ]
     if held_out is None:
         return Overlap(len(copies), 0, 0, examples)
-    exact = np.isin(held_out.digests, values)
-    at = np.searchsorted(values, held_out.digests[exact])
-    pairs = zip(np.flatnonzero(exact)[:SHOWN], first[at[:SHOWN]], strict=True)
-    examples["exact"] = [f"{held_out.source(int(i))} = {train.source(int(k))}" for i, k in pairs]
-    shares = ngram_shares(train, held_out)
+    digests = _digests(held_out)
+    exact = np.isin(digests, values)
+    at = np.searchsorted(values, digests[exact])
+    both = zip(np.flatnonzero(exact)[:SHOWN], first[at[:SHOWN]], strict=True)
+    examples["exact"] = [f"{held_out.source(int(i) * size)} = {train.source(int(k) * size)}" for i, k in both]
+    shares = ngram_shares(train, held_out).reshape(-1, size).max(axis=1)
     near = np.flatnonzero((shares >= MIN_SHARE) & ~exact)
-    examples["ngram"] = [f"{held_out.source(int(i))} ({shares[i]:.0%})" for i in near[:SHOWN]]
+    examples["ngram"] = [f"{held_out.source(int(i) * size)} ({shares[i]:.0%})" for i in near[:SHOWN]]
     return Overlap(len(copies), int(exact.sum()), len(near), examples)
+
+
+def _digests(rows: Rows) -> NDArray[np.uint64]:
+    """One for each row, or pair."""
+    return rows.digests if rows.answers == 1 else rows.digests[::2] * _MULTIPLIER ^ rows.digests[1::2]
 
 
 def sentences(overlap: Overlap) -> Iterator[str]:

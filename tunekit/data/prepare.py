@@ -27,7 +27,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of the rows. `lengths` in tokens are of the rows as rendered, `tokens` and `trained` of those kept.
+    """What came of the rows (a pair is one). `lengths` in tokens are as rendered, `tokens` and `trained` of those kept.
 
     Over-long rows are `dropped` or `truncated`; a row that is cut until nothing in it is trained counts under both.
     `answers_cut` is the number of truncated rows that lost trained tokens.
@@ -101,6 +101,11 @@ class Rows(Sequence[Tokens]):
     def kind(self) -> str:
         """`conversations`, `pairs` (chosen and rejected, in turn), `unpaired` or `prompts`."""
         return str(self.stores[int(self.parts[0])].report["kind"])
+
+    @property
+    def answers(self) -> int:
+        """Token rows that stand or fall together: the two of a pair, else one."""
+        return 2 if self.kind == "pairs" else 1
 
 
 @dataclass(frozen=True)
@@ -195,14 +200,16 @@ def _held_out(num_rows: int, eval_split: float | int | None) -> int:
 
 def check_overlong(rows: Rows, overlong: str) -> None:
     """Raises `DataError` under `overlong: error` where more than 1 % of `rows` are over their `max_length`."""
-    too_long = np.flatnonzero(rows.full_lengths > rows.max_length)
-    if overlong != "error" or len(too_long) <= OVERLONG_SHARE * len(rows):
+    too_long = np.flatnonzero(_together(rows, rows.full_lengths > rows.max_length))[:: rows.answers]
+    total = len(rows) // rows.answers
+    if overlong != "error" or len(too_long) <= OVERLONG_SHARE * total:
         return
-    problems = [f"  {rows.source(int(i))}: {rows.full_lengths[i]:,} tokens" for i in too_long[:SHOWN]]
+    lengths = [rows.full_lengths[i : i + rows.answers].max() for i in too_long[:SHOWN]]
+    problems = [f"  {rows.source(int(i))}: {n:,} tokens" for i, n in zip(too_long, lengths, strict=False)]
     more = [f"  ... and {len(too_long) - SHOWN:,} more"] if len(too_long) > SHOWN else []
-    cut = _answers_cut(rows, too_long)
+    cut = _answers_cut(rows)
     raise DataError(
-        f"{len(too_long):,} of {len(rows):,} rows ({len(too_long) / len(rows):.1%}) are over data.max_length: "
+        f"{len(too_long):,} of {total:,} rows ({len(too_long) / total:.1%}) are over data.max_length: "
         f"{rows.max_length}; cut there, {cut:,} would lose part of an answer:\n" + "\n".join([*problems, *more]),
         f"Set data.max_length: {rows.full_lengths.max()} (the longest row), or data.overlong: drop or truncate.",
     )
@@ -213,12 +220,10 @@ def prepare(rows: Rows, overlong: str) -> Prepared:
 
     Raises `DataError` where no row is left.
     """
-    too_long = rows.full_lengths > rows.max_length
-    kept = rows.trained > 0 if overlong == "truncate" else ~too_long
-    if rows.kind == "pairs":  # both answers or neither
-        kept = kept.reshape(-1, 2).all(axis=1).repeat(2)
-    elif rows.kind == "prompts":
-        kept = ~too_long
+    too_long = _together(rows, rows.full_lengths > rows.max_length)
+    kept = ~too_long
+    if overlong == "truncate" and rows.kind != "prompts":  # a prompt that is cut asks something else
+        kept = ~_together(rows, rows.trained == 0)
     if not kept.any():
         raise DataError(
             f"none of {len(rows)} rows is left after data.overlong: {overlong} at data.max_length: {rows.max_length}",
@@ -226,21 +231,30 @@ def prepare(rows: Rows, overlong: str) -> Prepared:
         )
     left = rows.some(kept)
     summary = Summary(
-        rows=len(left),
+        rows=len(left) // rows.answers,
         tokens=int(left.lengths.sum()),
         trained=int(left.trained.sum()),
         lengths=_lengths(rows.full_lengths),
-        overlong=int(too_long.sum()),
-        dropped=int((~kept).sum()),
-        truncated=int(too_long.sum()) if overlong == "truncate" else 0,
-        answers_cut=_answers_cut(rows, np.flatnonzero(too_long)) if overlong == "truncate" else 0,
+        overlong=int(too_long.sum()) // rows.answers,
+        dropped=int((~kept).sum()) // rows.answers,
+        truncated=int(too_long.sum()) // rows.answers if overlong == "truncate" else 0,
+        answers_cut=_answers_cut(rows) if overlong == "truncate" else 0,
     )
     _say(summary, rows.max_length)
     return Prepared(left, summary)
 
 
-def _answers_cut(rows: Rows, too_long: NDArray[Any]) -> int:
-    return sum(bool(rows.whole(int(i)).trained[rows.max_length :].any()) for i in too_long)
+def _together(rows: Rows, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`mask`, true for both answers of a pair where it is for one."""
+    return mask.reshape(-1, rows.answers).any(axis=1).repeat(rows.answers)
+
+
+def _answers_cut(rows: Rows) -> int:
+    """Rows that lose trained tokens when they are cut to their `max_length`."""
+    cut = np.zeros(len(rows), bool)
+    for i in np.flatnonzero(rows.full_lengths > rows.max_length).tolist():
+        cut[i] = rows.whole(i).trained[rows.max_length :].any()
+    return int(_together(rows, cut).sum()) // rows.answers
 
 
 def fingerprint(tokens: Sequence[Tokens]) -> str:

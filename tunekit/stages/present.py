@@ -22,6 +22,10 @@ def training_report(result: dict[str, Any]) -> str:
             answers.add_column(name, ratio=1)
         answers.add_row(*(_shortened(sample[name] or "") for name in ("before", "after", "reference")))
         parts.append(answers)
+    if len(result["sources"]) > 1:
+        total = result["trained_tokens"]
+        shares = (f"{source['path']} {source['trained_tokens'] / total:.1%}" for source in result["sources"])
+        parts.append(f"shares of the trained tokens: {', '.join(shares)}")
     speed = f"{result['tokens_per_second']:,.0f} tokens/s, " if result["tokens_per_second"] else ""
     parts.append(
         f"done: {result['steps']} steps, {result['tokens']:,} tokens ({result['trained_tokens']:,} trained), "

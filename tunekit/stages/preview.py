@@ -17,10 +17,11 @@ from tunekit.data.prepare import Rows, prepare
 from tunekit.data.preview import exact, histogram
 from tunekit.errors import DataError, RecipeError, StorageError
 from tunekit.recipe.load import Resolved
+from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import find_base
 from tunekit.stages.preflight import check_offline
-from tunekit.stages.read import Look, look
-from tunekit.stages.rows import Datasets
+from tunekit.stages.read import Look, look, make_plan, shares_said
+from tunekit.stages.rows import Datasets, shares_of
 
 log = logging.getLogger("tunekit")
 
@@ -42,7 +43,7 @@ def run(
     base = find_base(recipe)
     found = look(recipe, base, datasets)
     shown, part = _chosen(found, count, row)
-    kept, problems = _kept(found, recipe.data.overlong)
+    kept, problems = _kept(recipe, found)
     overlap = find_overlap(found.train, found.held_out)
     return {
         "kind": found.train.kind,
@@ -50,7 +51,7 @@ def run(
         "sources": [_source_report(store.report) for store in found.stores],
         "lengths": _lengths(found.train),
         "kept": kept,
-        "held_out": 0 if found.held_out is None else len(found.held_out),
+        "held_out": 0 if found.held_out is None else len(found.held_out) // found.held_out.answers,
         "rejected": found.num_rejected,
         "overlap": asdict(overlap),
         "notes": [*sentences(overlap)],
@@ -61,8 +62,8 @@ def run(
 
 def _chosen(found: Look, count: int, row: int | None) -> tuple[Rows, str]:
     if row is None:
-        size = 2 if found.train.kind == "pairs" else 1
-        return found.train.some(np.arange(min(count * size or len(found.train), len(found.train)))), "training"
+        size = count * found.train.answers or len(found.train)
+        return found.train.some(np.arange(min(size, len(found.train)))), "training"
     parts = {"training": found.train} | ({"held-out": found.held_out} if found.held_out else {})
     items = np.unique(np.concatenate([part.items for part in parts.values()]))
     if not 1 <= row <= len(items):
@@ -73,13 +74,16 @@ def _chosen(found: Look, count: int, row: int | None) -> tuple[Rows, str]:
     raise AssertionError("an item is in one of the parts")
 
 
-def _kept(found: Look, overlong: str) -> tuple[dict[str, Any], list[DataError]]:
-    """The summary of the training rows after the rule for over-long ones, and all that is wrong."""
+def _kept(recipe: Recipe, found: Look) -> tuple[dict[str, Any], list[DataError]]:
+    """The figures of the training rows after the rule for over-long ones, and all that is wrong."""
     try:
-        summary = prepare(found.train, overlong).summary
+        train = prepare(found.train, recipe.data.overlong)
     except DataError as error:
         return {}, [*found.problems, error]
-    return {**asdict(summary), "trained_share": summary.trained_share}, found.problems
+    figures = {**asdict(train.summary), "trained_share": train.summary.trained_share}
+    if shares_of(recipe) and not recipe.data.streaming:
+        figures["shares"] = shares_said(recipe, make_plan(recipe, train.tokens))
+    return figures, found.problems
 
 
 def _exact(rows: Rows, i: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -152,6 +156,8 @@ def _figures(report: dict[str, Any]) -> Iterator[Text]:
             f"over max_length: {kept['overlong']:,} ({kept['dropped']:,} dropped, {kept['truncated']:,} truncated, "
             f"{kept['answers_cut']:,} lost part of an answer)"
         )
+    if "shares" in kept:
+        yield Text(f"shares of the trained tokens: {kept['shares']}")
     for note in report["notes"]:
         yield Text(note)
 

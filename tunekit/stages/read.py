@@ -1,7 +1,6 @@
 """Reads all rows of a recipe before step 1: tokenised to disk, split, checked, planned."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tunekit.stages.rows import (
     held_out_prompts,
     prepared,
     question,
+    shares_of,
 )
 from tunekit.stages.stream import stream_rows
 
@@ -118,7 +118,7 @@ def _read_all(asked: Question, kind: str | None) -> Rows:
         log.warning("%s", sentence)
     facts = facts_of(train, measured) | {"rejected": found.num_rejected, "overlap": asdict(overlap)}
     return Rows(
-        loader=PlannedLoader(train.tokens, _plan(asked, train.tokens)),
+        loader=PlannedLoader(train.tokens, make_plan(asked.recipe, train.tokens, asked.rank, asked.world_size)),
         train=train,
         held_out=measured,
         prompts=held_out_prompts(asked, measured),
@@ -136,9 +136,10 @@ def _conversations(rows: TokenRows) -> list[Conversation]:
     return [row for i in numbers.tolist() if isinstance(row := rows.row(i), Conversation)]
 
 
-def _plan(asked: Question, rows: TokenRows) -> Plan:
-    settings, data = asked.recipe.train, asked.recipe.data
-    mixture = None if asked.shares is None else Mixture(rows.parts, rows.trained, asked.shares)
+def make_plan(recipe: Recipe, rows: TokenRows, rank: int = 0, world_size: int = 1) -> Plan:
+    """The order of training; says aloud which share of the trained tokens each source of a mixture has."""
+    settings, data, shares = recipe.train, recipe.data, shares_of(recipe)
+    mixture = None if shares is None else Mixture(rows.parts, rows.trained, shares)
     plan = Plan(
         lengths=rows.lengths,
         batch_size=settings.per_device_train_batch_size,
@@ -149,18 +150,20 @@ def _plan(asked: Question, rows: TokenRows) -> Plan:
         sampling=settings.sampling,
         pack_to=(data.max_length or int(rows.lengths.max())) if data.packing else None,
         mixture=mixture,
-        rank=asked.rank,
-        world_size=asked.world_size,
+        rank=rank,
+        world_size=world_size,
     )
     if mixture is not None:
-        log.info("shares of the trained tokens: %s", shares_said(asked.recipe, plan.trained_by_part()))
+        log.info("shares of the trained tokens: %s", shares_said(recipe, plan))
     return plan
 
 
-def shares_said(recipe: Recipe, trained: Sequence[int]) -> str:
-    """The share of each source of `data.train` in the trained tokens, asked and real."""
-    total, weight = sum(trained), sum(source.weight or 0 for source in recipe.data.train)
+def shares_said(recipe: Recipe, plan: Plan) -> str:
+    """The share of each source of `data.train` in the trained tokens of the run, real and asked, and its passes."""
+    mixture, trained = plan.mixture, plan.trained_by_part()
+    assert mixture is not None
+    held, total, weight = np.bincount(mixture.parts, mixture.trained), sum(trained), sum(mixture.shares)
     return ", ".join(
-        f"{source.path} {count / total:.2%} (asked {(source.weight or 0) / weight:.2%})"
-        for source, count in zip(recipe.data.train, trained, strict=True)
+        f"{source.path} {count / total:.2%} (asked {share / weight:.2%}; {count / own:.2f} passes)"
+        for source, count, share, own in zip(recipe.data.train, trained, mixture.shares, held, strict=True)
     )

@@ -61,11 +61,6 @@ class Question:
     rank: int
     world_size: int
 
-    @property
-    def shares(self) -> tuple[float, ...] | None:
-        weights = [source.weight for source in self.recipe.data.train if source.weight is not None]
-        return tuple(weights) or None
-
 
 def question(
     recipe: Recipe, base: Base, folder: Path | None, datasets: Datasets | None, rank: int, world_size: int
@@ -87,6 +82,11 @@ def question(
 def _reading(source: Source, part: int, datasets: Datasets | None) -> Reading:
     where = source.model_dump(include={"name", "split", "data_files", "revision", "field"})
     return Reading(sources.find(source.path, **where, datasets=datasets), source.format, source.columns, part)
+
+
+def shares_of(recipe: Recipe) -> tuple[float, ...] | None:
+    """The weights of the sources of `data.train`, None where they have none."""
+    return tuple(source.weight for source in recipe.data.train if source.weight is not None) or None
 
 
 def check_kind(source: str, kind: str, wanted: str | None) -> None:

@@ -61,7 +61,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
             stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
             _finish(recipe, training, base, rows, folder, result)
         finally:
-            result |= _progress(training, folder)
+            result |= _progress(training, folder, [source.path for source in recipe.data.train])
             engine.close()
     return result
 
@@ -111,7 +111,7 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
     result["reload_difference"] = difference
 
 
-def _progress(training: Training, folder: Path) -> dict[str, Any]:
+def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str, Any]:
     """How far the run came, also when it failed."""
     state = training.state
     paths = {"model": folder / "model", "metrics": training.metrics.path, "loss_curve": folder / "loss.png"}
@@ -123,7 +123,9 @@ def _progress(training: Training, folder: Path) -> dict[str, Any]:
         "best_step": state.best_step,
         "tokens": state.num_tokens,
         "trained_tokens": state.num_trained_tokens,
-        "trained_by_source": state.trained_by_part,
+        "sources": [
+            {"path": path, "trained_tokens": count} for path, count in zip(sources, state.trained_by_part, strict=False)
+        ],
         "train_seconds": round(state.seconds, 2),
         "tokens_per_second": round(state.num_tokens / state.seconds, 1) if state.seconds else None,
         "paths": {name: str(path) for name, path in paths.items() if path.exists()},

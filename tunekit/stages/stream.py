@@ -11,7 +11,7 @@ from tunekit.data.prepare import all_rows, check_overlong, check_rejected
 from tunekit.data.rows import Rejected
 from tunekit.data.stream import StreamLoader, StreamSettings
 from tunekit.data.tokenise import first_rows
-from tunekit.stages.rows import SERVED, Question, Rows, check_kind, facts_of, held_out_prompts, prepared
+from tunekit.stages.rows import SERVED, Question, Rows, check_kind, facts_of, held_out_prompts, prepared, shares_of
 
 log = logging.getLogger("tunekit")
 
@@ -45,7 +45,7 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
             max_rejected=data.max_rejected,
             sampling=settings.sampling,
             packing=data.packing,
-            shares=asked.shares,
+            shares=shares_of(asked.recipe),
             rank=asked.rank,
             world_size=asked.world_size,
         ),
