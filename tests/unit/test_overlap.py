@@ -76,3 +76,17 @@ def test_shares_are_those_of_a_search_by_hand(
     folder = tmp_path_factory.mktemp("overlap")
     shares = ngram_shares(rows_of(folder / "a", train_ids), rows_of(folder / "b", held_ids))
     assert shares.tolist() == pytest.approx(expected)
+
+
+def test_a_pair_is_one_row_and_equal_where_both_answers_are(tmp_path: Path) -> None:
+    prompt, one, two, three = random_ids(4, 30)
+
+    def pairs(*answers: tuple[list[int], list[int]]) -> list[list[Tokens]]:
+        mask = [0] * 30 + [1] * 30
+        return [[token_row(prompt + ids, mask, f"p:{i}") for ids in pair] for i, pair in enumerate(answers)]
+
+    train = all_rows([store_of(tmp_path / "a", pairs((one, two), (one, three), (one, two)), kind="pairs")], 999)
+    held_out = all_rows([store_of(tmp_path / "b", pairs((two, one), (one, three)), kind="pairs")], 999)
+    found = find_overlap(train, held_out)
+    assert (found.duplicates, found.exact) == (1, 1)
+    assert found.examples["duplicates"] == ["p:2 = p:0"] and found.examples["exact"] == ["p:1 = p:1"]

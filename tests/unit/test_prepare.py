@@ -107,8 +107,20 @@ def test_nothing_left_is_an_error(store: Store, tmp_path: Path, overlong: str) -
 def test_of_a_pair_both_answers_are_kept_or_neither(tmp_path: Path) -> None:
     pairs = [[*row(2, 3, 1), *row(2, 4, 1)], [*row(2, 3, 2), *row(2, 40, 2)], [*row(2, 40, 3), *row(2, 3, 3)]]
     rows = all_rows([store_of(tmp_path / "s", pairs, kind="pairs")], 20)
-    assert [each.source for each in prepare(rows, "drop").tokens] == ["a.jsonl:1"] * 2
-    assert [len(each.ids) for each in prepare(rows, "truncate").tokens] == [5, 6, 5, 20, 20, 5]
+    dropped, cut = prepare(rows, "drop"), prepare(rows, "truncate")
+    assert [each.source for each in dropped.tokens] == ["a.jsonl:1"] * 2
+    assert (dropped.summary.rows, dropped.summary.overlong, dropped.summary.dropped) == (1, 2, 2), "a pair is one row"
+    assert [len(each.ids) for each in cut.tokens] == [5, 6, 5, 20, 20, 5]
+    assert (cut.summary.rows, cut.summary.truncated, cut.summary.answers_cut) == (3, 2, 2)
+    with pytest.raises(DataError, match=r"2 of 3 rows(.|\n)*a\.jsonl:2: 42 tokens(.|\n)*a\.jsonl:3: 42 tokens"):
+        check_overlong(rows, "error")
+
+
+def test_a_prompt_that_is_too_long_is_never_cut(tmp_path: Path) -> None:
+    prompts = [[token_row(range(length), [0] * length)] for length in (5, 50)]
+    rows = all_rows([store_of(tmp_path / "s", prompts, kind="prompts")], 20)
+    for rule in ("drop", "truncate"):
+        assert [len(each.ids) for each in prepare(rows, rule).tokens] == [5]
 
 
 def test_sources_of_different_kinds_do_not_mix(tmp_path: Path) -> None:
