@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from tunekit.data.messages import Refused
+from tunekit.data.rows import Refused
 from tunekit.errors import DataError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from tunekit.data.rows import Messages
+from tunekit.data.rows import Messages, Refused
 
 Message: TypeAlias = dict[str, Any]
 
@@ -21,15 +21,6 @@ THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 SYSTEM_REPLACED = "system messages replaced by data.system"
 SYSTEM_DROPPED = "system messages taken out (data.system_mode: drop)"
 REASONING_DROPPED = "turns whose reasoning was taken out (data.reasoning: drop)"
-
-
-class Refused(Exception):
-    """Why a row cannot be used, and what to do about it: it becomes the row's `Rejected`."""
-
-    def __init__(self, reason: str, fix: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.fix = fix
 
 
 @dataclass(frozen=True)

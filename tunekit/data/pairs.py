@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tunekit.data.encode import Encoded, check_fast, encode
 from tunekit.data.kept import check_given
-from tunekit.data.messages import Refused, prepare_messages
+from tunekit.data.messages import prepare_messages
 from tunekit.data.render import CHUNK, reject, render_all
-from tunekit.data.rows import Conversation, Messages, Preference, Prompt, Rejected, Text, Tokens, Unpaired
+from tunekit.data.rows import Conversation, Messages, Preference, Prompt, Refused, Rejected, Text, Tokens, Unpaired
 from tunekit.data.template import ChatTemplate
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from tunekit.data.messages import Refused, prepare_messages
-from tunekit.data.rows import Conversation, Prompt, Text
+from tunekit.data.messages import prepare_messages
+from tunekit.data.rows import Conversation, Prompt, Refused, Text
 
 
 def last_turn(prompt: Prompt) -> str:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tunekit.data.encode import Encoded, check_fast, encode, tokens_in
-from tunekit.data.messages import Refused
-from tunekit.data.rows import AnyRow, Conversation, Rejected, Text, Tokens
+from tunekit.data.rows import AnyRow, Conversation, Refused, Rejected, Text, Tokens
 from tunekit.data.template import ChatTemplate
 from tunekit.data.turns import Part, find_parts, no_terminator, read_chat
 from tunekit.errors import DataError

@@ -68,6 +68,15 @@ class Prompt:
 AnyRow: TypeAlias = Conversation | Text | Preference | Unpaired | Prompt
 
 
+class Refused(Exception):
+    """Why a row cannot be used, and what to do about it: it becomes the row's `Rejected`."""
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.fix = fix
+
+
 @dataclass(frozen=True)
 class Rejected:
     """A row that cannot be used: why, what to do about it, and what was read (the line itself where it is no JSON)."""

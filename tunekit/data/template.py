@@ -14,7 +14,8 @@ import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tunekit.data.messages import Message, Prepared, Refused, older_form, split_reasoning, strings
+from tunekit.data.messages import Message, Prepared, older_form, split_reasoning, strings
+from tunekit.data.rows import Refused
 from tunekit.errors import DataError
 
 Tools: TypeAlias = list[dict[str, Any]]

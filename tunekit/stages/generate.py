@@ -27,10 +27,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunekit.data import sources
 from tunekit.data.formats import FORMATS
 from tunekit.data.formats.messages import read_chat
-from tunekit.data.formats.registry import Misfit
 from tunekit.data.formats.tools import read_tools
-from tunekit.data.messages import Refused, prepare_messages
-from tunekit.data.rows import Messages, Prompt, Rejected
+from tunekit.data.messages import prepare_messages
+from tunekit.data.rows import Messages, Prompt, Refused, Rejected
 from tunekit.data.sources import Row, first_problems
 from tunekit.errors import DataError, MemoryExceeded, RecipeError, StorageError
 from tunekit.models.generate import complete, prompt_ids, seed_sampling
@@ -120,7 +119,7 @@ def request(row: dict[str, Any], source: str, raw: bool) -> Request:
     try:
         prompt, reference, key = _asked(row, source)
         tools = None if isinstance(prompt, str) else read_tools(row.get("tools"))
-    except Misfit as error:
+    except Refused as error:
         raise DataError(f"{source}: {error.reason}", error.fix) from error
     if isinstance(prompt, tuple) and not prompt:
         raise DataError(f"{source}: there is nothing before the assistant's message, so nothing to answer")
@@ -135,7 +134,7 @@ def request(row: dict[str, Any], source: str, raw: bool) -> Request:
 
 
 def _asked(row: dict[str, Any], source: str) -> tuple[str | Messages, Any, str]:
-    """Prompt, reference and the key that they come from. Raises `Misfit` with the reason where there are none."""
+    """Prompt, reference and the key that they come from. Raises `Refused` with the reason where there are none."""
     for key in ("messages", "conversations"):
         if row.get(key) is not None:
             return *_cut(read_chat(row, key)), key
@@ -150,7 +149,7 @@ def _asked(row: dict[str, Any], source: str) -> tuple[str | Messages, Any, str]:
             prompt, reference = _cut(read_chat(row, key))
             return prompt, row.get("completion") or reference, key
     accepted = ", ".join(("messages", "conversations", "instruction", "prompt", "text"))
-    raise Misfit(f"no prompt under one of the keys {accepted}; its keys are {', '.join(row)}")
+    raise Refused(f"no prompt under one of the keys {accepted}; its keys are {', '.join(row)}")
 
 
 def _cut(messages: Messages) -> tuple[Messages, Any]:

@@ -5,18 +5,18 @@ import re
 
 from tunekit.data.formats.detect import question_key
 from tunekit.data.formats.messages import check_order, check_prompt, read_messages, with_system
-from tunekit.data.formats.registry import Misfit, Row
-from tunekit.data.rows import Messages
+from tunekit.data.formats.registry import Row
+from tunekit.data.rows import Messages, Refused
 from tunekit.data.sources.source import shown
 
 MARK = re.compile(r"\n\n(Human|Assistant):")
 
 
 def read_text(row: Row, key: str) -> str:
-    """Raises `Misfit` where there is something other than text."""
+    """Raises `Refused` where there is something other than text."""
     value = row[key]
     if not isinstance(value, str):
-        raise Misfit(f"{key} must be a string, found {shown(value)}")
+        raise Refused(f"{key} must be a string, found {shown(value)}")
     return value
 
 
@@ -24,7 +24,7 @@ def read_words(row: Row, key: str) -> str:
     """A text that says something."""
     value = read_text(row, key)
     if not value.strip():
-        raise Misfit(f"{key} is empty")
+        raise Refused(f"{key} is empty")
     return value
 
 
@@ -42,12 +42,12 @@ def split_texts(row: Row, chosen: str, rejected: str) -> tuple[str, str, str]:
         return read_text(row, "prompt"), chosen, rejected
     for key in ("messages", "conversations"):
         if row.get(key) is not None:
-            raise Misfit(f"{key} is a chat, and chosen and rejected are raw text", "Write these as messages.")
+            raise Refused(f"{key} is a chat, and chosen and rejected are raw text", "Write these as messages.")
     differing = (i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
     cut = next(differing, min(len(chosen), len(rejected)))
     asked = question_key(row, but=("chosen", "rejected"))
     if asked is not None and str(row[asked]) not in chosen[:cut]:
-        raise Misfit(
+        raise Refused(
             f"there is no prompt, and the column {asked} looks like one",
             f"Write beside the path: columns: {{prompt: {asked}}}",
         )
@@ -55,7 +55,7 @@ def split_texts(row: Row, chosen: str, rejected: str) -> tuple[str, str, str]:
         cut -= 1
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer[cut:].strip():
-            raise Misfit(f"{key} is empty after what both answers begin with, which is taken for the prompt")
+            raise Refused(f"{key} is empty after what both answers begin with, which is taken for the prompt")
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -74,18 +74,18 @@ def split_messages(row: Row, chosen: Messages, rejected: Messages) -> tuple[Mess
         if tuple(shared[: len(given)]) == given:  # the answers repeat it
             chosen, rejected = chosen[len(given) :], rejected[len(given) :]
     if not prompt:
-        raise Misfit("chosen and rejected share no message, and there is no prompt")
+        raise Refused("chosen and rejected share no message, and there is no prompt")
     check_prompt(prompt, key or "what chosen and rejected share")
     return prompt, check_answer(prompt, chosen, "chosen"), check_answer(prompt, rejected, "rejected")
 
 
 def check_answer(prompt: Messages, answer: Messages, key: str) -> Messages:
-    """Raises `Misfit` unless it is one turn of the assistant, with the calls and results of tools in it."""
+    """Raises `Refused` unless it is one turn of the assistant, with the calls and results of tools in it."""
     roles = [message["role"] for message in answer]
     if not roles:
-        raise Misfit(f"{key} is empty")
+        raise Refused(f"{key} is empty")
     if roles[0] != "assistant" or roles[-1] != "assistant" or not set(roles) <= {"assistant", "tool"}:
-        raise Misfit(
+        raise Refused(
             f"{key} must be one answer of the assistant (tool calls and their results included) after the prompt, "
             f"found the roles {', '.join(roles)}"
         )
@@ -94,18 +94,18 @@ def check_answer(prompt: Messages, answer: Messages, key: str) -> Messages:
 
 
 def read_transcript(text: str, key: str) -> Messages:
-    """The messages of "\\n\\nHuman: ... \\n\\nAssistant: ...". Raises `Misfit` where that does not end in an answer."""
+    """The messages of "\\n\\nHuman: ... \\n\\nAssistant: ...". Raises `Refused` where it does not end in an answer."""
     head, *parts = MARK.split(text)
     turns = [(name, said.strip()) for name, said in zip(parts[::2], parts[1::2], strict=True)]
     if head.strip() or not turns or turns[0][0] != "Human":
-        raise Misfit(f"{key} must begin with \\n\\nHuman:, found {shown(text)}")
+        raise Refused(f"{key} must begin with \\n\\nHuman:, found {shown(text)}")
     for i, (name, said) in enumerate(turns):
         if not said:
-            raise Misfit(f"{key}: turn {i} ({name}) is empty")
+            raise Refused(f"{key}: turn {i} ({name}) is empty")
         if i and turns[i - 1][0] == name:
-            raise Misfit(f"{key}: turns {i - 1} and {i} are both by {name}")
+            raise Refused(f"{key}: turns {i - 1} and {i} are both by {name}")
     if turns[-1][0] != "Assistant":
-        raise Misfit(f"{key} ends with a turn of Human, so that it holds no answer")
+        raise Refused(f"{key} ends with a turn of Human, so that it holds no answer")
     roles = {"Human": "user", "Assistant": "assistant"}
     return tuple({"role": roles[name], "content": said} for name, said in turns)
 
@@ -113,7 +113,7 @@ def read_transcript(text: str, key: str) -> Messages:
 def _refuse_other_prompt(prompt: str | None, shared: Messages) -> None:
     """A prompt that is a text may stand beside answers that repeat it as their first messages, and only then."""
     if prompt is not None and (not shared or (shared[-1].get("content") or "").strip() != prompt.strip()):
-        raise Misfit(
+        raise Refused(
             f"prompt is a string, chosen and rejected are messages, and these do not begin with it: {shown(prompt)}",
             'Write the prompt as messages: [{"role": "user", "content": "..."}].',
         )

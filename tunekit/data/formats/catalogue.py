@@ -18,9 +18,9 @@ from tunekit.data.formats.answers import (
     split_texts,
 )
 from tunekit.data.formats.messages import check_conversation, check_prompt, read_chat, read_messages, with_system
-from tunekit.data.formats.registry import FORMATS, Misfit, Row, register
+from tunekit.data.formats.registry import FORMATS, Row, register
 from tunekit.data.formats.tools import read_tools
-from tunekit.data.rows import Conversation, Messages, Preference, Prompt, Text, Unpaired
+from tunekit.data.rows import Conversation, Messages, Preference, Prompt, Refused, Text, Unpaired
 from tunekit.data.sources.source import shown
 
 __all__ = ["FORMATS"]
@@ -49,9 +49,9 @@ def _hh_rlhf(row: Row, source: str) -> Preference:
     chosen = read_transcript(read_text(row, "chosen"), "chosen")
     rejected = read_transcript(read_text(row, "rejected"), "rejected")
     if chosen == rejected:
-        raise Misfit("chosen and rejected are equal")
+        raise Refused("chosen and rejected are equal")
     if chosen[:-1] != rejected[:-1]:
-        raise Misfit("chosen and rejected differ before their last turn, so that they do not answer one prompt")
+        raise Refused("chosen and rejected differ before their last turn, so that they do not answer one prompt")
     return Preference(chosen[:-1], chosen[-1:], rejected[-1:], source)
 
 
@@ -65,13 +65,13 @@ def _hh_rlhf(row: Row, source: str) -> Preference:
 def _preference(row: Row, source: str) -> Preference:
     chosen, rejected = (read_answer(row, key) for key in ("chosen", "rejected"))
     if chosen == rejected:
-        raise Misfit("chosen and rejected are equal")
+        raise Refused("chosen and rejected are equal")
     margin = _margin(row.get("margin"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         _refuse_beside_text(row)
         return Preference(*split_texts(row, chosen, rejected), source, margin=margin)
     if isinstance(chosen, str) or isinstance(rejected, str):
-        raise Misfit("chosen and rejected must be both strings or both messages, not one of each")
+        raise Refused("chosen and rejected must be both strings or both messages, not one of each")
     return Preference(*split_messages(row, chosen, rejected), source, read_tools(row.get("tools")), margin)
 
 
@@ -87,7 +87,7 @@ def _preference(row: Row, source: str) -> Preference:
 def _unpaired(row: Row, source: str) -> Unpaired:
     label = row["label"]
     if not isinstance(label, bool):
-        raise Misfit(
+        raise Refused(
             f"label must be true or false, found {shown(label)}",
             "Write true or false without quotes. If label is no verdict, set format, such as format: messages.",
         )
@@ -123,7 +123,7 @@ def _prompt_completion(row: Row, source: str) -> Conversation | Text:
     if isinstance(prompt, str):
         return Text(prompt, cast(str, completion), source)
     if not any(message["role"] == "assistant" for message in cast(Messages, completion)):
-        raise Misfit("completion holds no assistant message")
+        raise Refused("completion holds no assistant message")
     given = tuple({**message, "train": False} for message in prompt)
     return Conversation(check_conversation((*given, *completion)), source, read_tools(row.get("tools")))
 
@@ -140,10 +140,10 @@ def _alpaca(row: Row, source: str) -> Conversation:
     question = "\n\n".join(part for part in (instruction, more) if part)
     for key, value in (("instruction", question), ("output", output)):
         if not value.strip():
-            raise Misfit(f"{key} is empty")
+            raise Refused(f"{key} is empty")
     history = row.get("history") or []
     if not isinstance(history, list) or not all(_is_exchange(each) for each in history):
-        raise Misfit(f"history must be a list of [question, answer], found {shown(history)}")
+        raise Refused(f"history must be a list of [question, answer], found {shown(history)}")
     said = [text for exchange in history for text in exchange] + [question, output]
     messages = [{"role": role, "content": text} for role, text in zip(itertools.cycle(("user", "assistant")), said)]
     return Conversation(check_conversation(with_system(row, tuple(messages))), source)
@@ -186,7 +186,7 @@ def _prompt_and_completion(row: Row) -> tuple[str | Messages, str | Messages]:
         return prompt, read_words(row, "completion")
     if isinstance(prompt, list | tuple) and isinstance(completion, list | tuple):
         return read_chat(row, "prompt"), read_messages(completion, "completion")
-    raise Misfit(
+    raise Refused(
         "prompt and completion must be both strings or both lists of messages, "
         f"found {shown(prompt)} and {shown(completion)}"
     )
@@ -196,7 +196,7 @@ def _refuse_beside_text(row: Row) -> None:
     """What a chat template would render has no place in raw text."""
     for key in ("tools", "system"):
         if row.get(key):
-            raise Misfit(
+            raise Refused(
                 f"{key} needs messages, and the texts of the row are raw text",
                 f'Write messages, or put it into the prompt: columns: {{prompt: "{{{key}}} {{prompt}}"}}',
             )
@@ -210,5 +210,5 @@ def _margin(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise Misfit(f"margin must be a finite number, found {shown(value)}")
+        raise Refused(f"margin must be a finite number, found {shown(value)}")
     return float(value)

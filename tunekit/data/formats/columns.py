@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunekit.data.formats.detect import keys
-from tunekit.data.formats.registry import FORMATS, Misfit, Row
-from tunekit.data.rows import Rejected
+from tunekit.data.formats.registry import FORMATS, Row
+from tunekit.data.rows import Refused, Rejected
 from tunekit.data.sources.source import Item, shown
 from tunekit.errors import RecipeError
 
@@ -20,7 +20,7 @@ PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 TEXTS = ("prompt", "completion", "text", "instruction", "input", "output", "system", "chosen", "rejected", "answer")
 
 
-class UnknownColumn(Misfit):
+class UnknownColumn(Refused):
     """A row has no such column."""
 
 
@@ -36,7 +36,7 @@ class Columns:
         self._paths = {path for parts in self._parts.values() for _, path in parts if path}
 
     def apply(self, row: Row) -> Row:
-        """The row with our keys, without the columns that went into them. Raises `Misfit`."""
+        """The row with our keys, without the columns that went into them. Raises `Refused`."""
         filled = {key: _fill(row, key, parts) for key, parts in self._parts.items()}
         taken = {path if path in row else path.partition(".")[0] for path in self._paths}
         return {key: value for key, value in row.items() if key not in taken} | filled
@@ -52,7 +52,7 @@ class Columns:
             row, source = item
             try:
                 mapped = self.apply(row)
-            except Misfit as error:
+            except Refused as error:
                 if isinstance(error, UnknownColumn) and not fits:
                     failed.append((error, source))
                     if len(failed) == LOOK:
@@ -124,11 +124,11 @@ def _look_up(row: Row, path: str, key: str) -> Any:
     return value
 
 
-def _unknown(row: Row, value: Any, step: str, path: str, key: str) -> Misfit:
+def _unknown(row: Row, value: Any, step: str, path: str, key: str) -> Refused:
     if isinstance(value, list):
-        return Misfit(f"columns: {key}: {path}: there is no {step} in a list of {len(value)}")
+        return Refused(f"columns: {key}: {path}: there is no {step} in a list of {len(value)}")
     if not isinstance(value, dict):
-        return Misfit(f"columns: {key}: {path}: there is no {step} in {shown(value)}")
+        return Refused(f"columns: {key}: {path}: there is no {step} in {shown(value)}")
     near = difflib.get_close_matches(step, value, n=1)
     guess = f"; did you mean {near[0]}?" if near else ""
     where = "the row" if value is row else path.removesuffix(f".{step}")
@@ -149,4 +149,4 @@ def _text(value: Any, path: str) -> str:
         return str(value)
     if isinstance(value, list) and value:
         return "\n".join(_text(each, path) for each in value)
-    raise Misfit(f"the column {path} is {shown(value)}, and only texts and numbers can become part of a text")
+    raise Refused(f"the column {path} is {shown(value)}, and only texts and numbers can become part of a text")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from tunekit.data.formats.catalogue import FORMATS
 from tunekit.data.formats.columns import Columns
 from tunekit.data.formats.detect import detect, first_complete, keys, unknown
-from tunekit.data.formats.registry import Format, Misfit, Row
-from tunekit.data.rows import AnyRow, Rejected
+from tunekit.data.formats.registry import Format, Row
+from tunekit.data.rows import AnyRow, Refused, Rejected
 from tunekit.data.sources import Item
 from tunekit.errors import RecipeError
 
@@ -87,10 +87,10 @@ def _convert_row(row: Row, source: str, chosen: Format, found: Found) -> AnyRow 
         missing = chosen.missing(row)
         if missing:
             lacks = " and ".join(f"{key} is {'null' if key in row else 'missing'}" for key in missing)
-            raise Misfit(f"{lacks}; its keys are {keys(row)}")
+            raise Refused(f"{lacks}; its keys are {keys(row)}")
         return chosen.convert(row, source)
     except RecursionError:
         return Rejected(source, "nested too deeply", row)
-    except Misfit as error:
+    except Refused as error:
         fix = error.fix or f"A row of the format {chosen.name} is {chosen.example}."
         return Rejected(source, error.reason, row, fix)

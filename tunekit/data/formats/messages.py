@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from tunekit.data.formats.registry import Misfit, Row
+from tunekit.data.formats.registry import Row
 from tunekit.data.formats.tools import calls_in, read_call
-from tunekit.data.rows import Messages
+from tunekit.data.messages import REASONING_KEYS
+from tunekit.data.rows import Messages, Refused
 from tunekit.data.sources.source import shown
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -21,45 +22,44 @@ OTHER_ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # Keys of other tools that say whether a message is trained.
 TRAINED_KEYS = ("weight", "training", "loss")
 
 
 def read_messages(value: Any, key: str) -> Messages:
-    """The messages under a key of a row. Raises `Misfit` with the message that is none."""
+    """The messages under a key of a row. Raises `Refused` with the message that is none."""
     if not isinstance(value, list | tuple):
-        raise Misfit(f"{key} must be a list of messages, found {shown(value)}")
+        raise Refused(f"{key} must be a list of messages, found {shown(value)}")
     messages = []
     for i, message in enumerate(value):
         try:
             messages.append(read_message(message))
-        except Misfit as error:
+        except Refused as error:
             role = message.get("role", message.get("from")) if isinstance(message, dict) else None
             who = f" ({role})" if role in (*ROLES, *OTHER_ROLES) else ""
-            raise Misfit(f"{key}[{i}]{who}: {error.reason}", error.fix) from error
+            raise Refused(f"{key}[{i}]{who}: {error.reason}", error.fix) from error
     return tuple(messages)
 
 
 def read_chat(row: Row, key: str) -> Messages:
-    """The messages under a key of a row, with its system prompt. Raises `Misfit`."""
+    """The messages under a key of a row, with its system prompt. Raises `Refused`."""
     return with_system(row, read_messages(row[key], key))
 
 
 def with_system(row: Row, messages: Messages) -> Messages:
-    """The messages after the row's `system` prompt, if it has one. Raises `Misfit`."""
+    """The messages after the row's `system` prompt, if it has one. Raises `Refused`."""
     system = row.get("system")
     if system is None or system == "":
         return messages
     if not isinstance(system, str):
-        raise Misfit(f"system must be a string, found {shown(system)}")
+        raise Refused(f"system must be a string, found {shown(system)}")
     return ({"role": "system", "content": system}, *messages)
 
 
 def read_message(message: Any) -> dict[str, Any]:
-    """One message without keys that have no value, as tables fill those that others have. Raises `Misfit`."""
+    """One message without keys that have no value, as tables fill those that others have. Raises `Refused`."""
     if not isinstance(message, dict):
-        raise Misfit(f"a message must be an object, found {shown(message)}")
+        raise Refused(f"a message must be an object, found {shown(message)}")
     if "from" in message and "role" not in message:
         message = _from_sharegpt(message)
     role = message.get("role")
@@ -76,40 +76,42 @@ def read_message(message: Any) -> dict[str, Any]:
 
 
 def check_conversation(messages: Messages) -> Messages:
-    """Raises `Misfit` where the messages are no conversation that ends up in a training row."""
+    """Raises `Refused` where the messages are no conversation that ends up in a training row."""
     if not messages:
-        raise Misfit("the conversation is empty")
+        raise Refused("the conversation is empty")
     if not any(message["role"] == "assistant" for message in messages):
-        raise Misfit("the conversation has no assistant message, so nothing to train on")
+        raise Refused("the conversation has no assistant message, so nothing to train on")
     check_order(messages)
     return messages
 
 
 def check_prompt(messages: Messages, key: str) -> Messages:
-    """Raises `Misfit` where nothing in the messages asks for an answer."""
+    """Raises `Refused` where nothing in the messages asks for an answer."""
     if not any(message["role"] == "user" for message in messages):
-        raise Misfit(f"{key} has no user message")
+        raise Refused(f"{key} has no user message")
     if messages[-1]["role"] not in ("user", "tool"):
-        raise Misfit(f"{key} ends with a message of the {messages[-1]['role']}, so that there is nothing to answer")
+        raise Refused(f"{key} ends with a message of the {messages[-1]['role']}, so that there is nothing to answer")
     check_order(messages)
     return messages
 
 
 def check_order(messages: Messages) -> None:
-    """Raises `Misfit` where a role stands where a chat has none of its kind."""
+    """Raises `Refused` where a role stands where a chat has none of its kind."""
     roles = [message["role"] for message in messages]
     if "system" in roles[1:]:
-        raise Misfit(f"message {roles.index('system', 1)} is a system message; it may only come first")
+        raise Refused(f"message {roles.index('system', 1)} is a system message; it may only come first")
     if next(role for role in roles if role != "system") != "user":
-        raise Misfit(
+        raise Refused(
             "the conversation must begin with a user message (after an optional system message)",
             "Take out what comes before the first user message.",
         )
     for i, (before, role) in enumerate(itertools.pairwise(roles), start=1):
         if before == role == "assistant":
-            raise Misfit(f"messages {i - 1} and {i} are both assistant messages; join them into one")
+            raise Refused(f"messages {i - 1} and {i} are both assistant messages; join them into one")
         if role == "tool" and before not in ("assistant", "tool"):
-            raise Misfit(f"message {i} is a tool message after a {before} message; it must follow the assistant's call")
+            raise Refused(
+                f"message {i} is a tool message after a {before} message; it must follow the assistant's call"
+            )
 
 
 def _from_sharegpt(turn: dict[str, Any]) -> dict[str, Any]:
@@ -118,26 +120,26 @@ def _from_sharegpt(turn: dict[str, Any]) -> dict[str, Any]:
     if role not in ROLES:
         raise _no_role("from", name, (*ROLES, *OTHER_ROLES))
     if "value" not in turn:
-        raise Misfit(f"there is from and no value: {shown(turn)}")
+        raise Refused(f"there is from and no value: {shown(turn)}")
     message = {key: value for key, value in turn.items() if key not in ("from", "value")} | {"role": role}
     calls = calls_in(turn["value"]) if name == "function_call" else None
     # What is no call stays the text that was written.
     return message | ({"tool_calls": calls} if calls else {"content": turn["value"]})
 
 
-def _no_role(key: str, role: Any, accepted: Sequence[str]) -> Misfit:
+def _no_role(key: str, role: Any, accepted: Sequence[str]) -> Refused:
     ours = OTHER_ROLES.get(role) if isinstance(role, str) else None
     hint = f" (write {ours} for it)" if ours else ""
-    return Misfit(f"{key} is {shown(role)}{hint}, accepted are {', '.join(accepted)}")
+    return Refused(f"{key} is {shown(role)}{hint}, accepted are {', '.join(accepted)}")
 
 
 def _normalise_calls(message: dict[str, Any]) -> None:
     calls = message.pop("tool_calls")
     if not isinstance(calls, list):
-        raise Misfit(f"tool_calls must be a list, found {shown(calls)}")
+        raise Refused(f"tool_calls must be a list, found {shown(calls)}")
     if calls:
         if message["role"] != "assistant":
-            raise Misfit("only an assistant message may have tool_calls")
+            raise Refused("only an assistant message may have tool_calls")
         message["tool_calls"] = [read_call(call) for call in calls]
 
 
@@ -145,38 +147,38 @@ def _join(parts: list[Any]) -> str:
     for i, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise Misfit(
+            raise Refused(
                 f"content[{i}] is {f'of type {shown(kind)}' if kind else shown(part)}: content must be a string or "
                 "parts that are text; images and sound are not trained on",
                 'A part is {"type": "text", "text": "..."}.',
             )
         if not isinstance(part.get("text"), str):
-            raise Misfit(f"content[{i}].text must be a string, found {shown(part.get('text'))}")
+            raise Refused(f"content[{i}].text must be a string, found {shown(part.get('text'))}")
     return "".join(part["text"] for part in parts)
 
 
 def _check_content(message: dict[str, Any]) -> None:
     content, is_assistant, calls = message.get("content"), message["role"] == "assistant", "tool_calls" in message
     if not isinstance(content, str) and not (content is None and calls):
-        raise Misfit(f"content must be a string, found {shown(content)}")
+        raise Refused(f"content must be a string, found {shown(content)}")
     if is_assistant and not calls and not (content or "").strip():
-        raise Misfit("content is empty")
+        raise Refused("content is empty")
     for key in REASONING_KEYS:
         if key in message and not (is_assistant and isinstance(message[key], str)):
-            raise Misfit(f"{key} must be a string, of an assistant message, found {shown(message[key])}")
+            raise Refused(f"{key} must be a string, of an assistant message, found {shown(message[key])}")
     if "function_call" in message:
-        raise Misfit("function_call is not a key; write tool_calls, a list of calls")
+        raise Refused("function_call is not a key; write tool_calls, a list of calls")
 
 
 def _check_train(message: dict[str, Any]) -> None:
     train = message.get("train", False)
     if not isinstance(train, bool):
-        raise Misfit(f"train must be true or false, found {shown(train)}")
+        raise Refused(f"train must be true or false, found {shown(train)}")
     if train and message["role"] != "assistant":
-        raise Misfit('"train": true is for assistant messages; data.loss_on: all trains every token')
+        raise Refused('"train": true is for assistant messages; data.loss_on: all trains every token')
     for key in TRAINED_KEYS:
         if key in message:
-            raise Misfit(
+            raise Refused(
                 f'{key} is not a key; write "train": false for a message that is not trained',
                 f'Replace "{key}" by "train": true or false.',
             )

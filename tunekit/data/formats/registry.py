@@ -11,20 +11,11 @@ Row: TypeAlias = dict[str, Any]
 Converter: TypeAlias = Callable[[Row, str], AnyRow]
 
 
-class Misfit(ValueError):
-    """A row does not fit its format: the reason, and what to do where that is more than to write the row anew."""
-
-    def __init__(self, reason: str, fix: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.fix = fix
-
-
 @dataclass(frozen=True)
 class Format:
     """A format: the keys a row must have (one of several sets) and may have, an example, and its converter.
 
-    `convert(row, source)` raises `Misfit`. `claims` looks at values where keys do not tell a format from another one;
+    `convert(row, source)` raises `Refused`. `claims` looks at values where keys do not tell a format from another one;
     a value of None may be anything.
     """
 

@@ -4,7 +4,7 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from tunekit.data.formats.registry import Misfit
+from tunekit.data.rows import Refused
 from tunekit.data.sources import strict_json
 from tunekit.data.sources.source import shown
 
@@ -13,7 +13,7 @@ CALL = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'
 
 
 def read_tools(value: Any) -> str | None:
-    """The JSON text of a list of schemas, each under `function`; None where there are none. Raises `Misfit`."""
+    """The JSON text of a list of schemas, each under `function`; None where there are none. Raises `Refused`."""
     if isinstance(value, str):
         return _read_text(value) if value.strip() else None
     return _write(value) if value else None
@@ -25,35 +25,35 @@ def _read_text(text: str) -> str | None:
     try:
         tools = strict_json.loads(text)
     except ValueError as error:
-        raise Misfit(f"tools is not JSON: {error}") from error
+        raise Refused(f"tools is not JSON: {error}") from error
     return _write(tools) if tools else None
 
 
 def _write(tools: Any) -> str:
     if not isinstance(tools, list):
-        raise Misfit(f"tools must be a list, or the JSON text of one, found {shown(tools)}")
+        raise Refused(f"tools must be a list, or the JSON text of one, found {shown(tools)}")
     schemas = []
     for i, tool in enumerate(tools):
         schema = tool if isinstance(tool, dict) and "function" in tool else {"type": "function", "function": tool}
         if not isinstance(schema["function"], dict) or not isinstance(schema["function"].get("name"), str):
-            raise Misfit(f"tools[{i}] has no name: {shown(tool)}", f"A tool is {SCHEMA}, or what is under function.")
+            raise Refused(f"tools[{i}] has no name: {shown(tool)}", f"A tool is {SCHEMA}, or what is under function.")
         schemas.append(schema)
     try:
         return json.dumps(schemas, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise Misfit(f"tools cannot be written as JSON: {error}") from error
+        raise Refused(f"tools cannot be written as JSON: {error}") from error
 
 
 def read_call(call: Any) -> dict[str, Any]:
-    """A tool call with `type`, `function`, and `id` if it has one; its arguments stay as they are. Raises `Misfit`."""
+    """A tool call with `type`, `function`, and `id` if it has one; its arguments stay as they are. Raises `Refused`."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Misfit(f"a tool call must have a name and arguments, found {shown(call)}", f"A call is {CALL}.")
+        raise Refused(f"a tool call must have a name and arguments, found {shown(call)}", f"A call is {CALL}.")
     arguments = function.get("arguments")
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict) and not _is_object(arguments):
-        raise Misfit(
+        raise Refused(
             f"the arguments of the tool call {function['name']} are no JSON object: {shown(arguments)}",
             f"A call is {CALL}; arguments may also be the JSON text of an object.",
         )
