@@ -1,5 +1,6 @@
 """What README, docs and recipes show must work: every recipe trains and every command runs, on a tiny model."""
 
+import contextlib
 import re
 import runpy
 import shlex
@@ -9,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from tunekit.cli import app
+from tunekit.errors import RecipeError
+from tunekit.recipe.load import load
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +41,24 @@ def test_every_command_of_the_readme_runs(checkout: Path) -> None:
         run(checkout, command)
 
 
+def test_the_other_pages_show_what_the_commands_print(checkout: Path) -> None:
+    page = (ROOT / "docs" / "check.md").read_text()
+    shown = page.split("$ tunekit preview recipes/chat.yaml -n 1\n")[1].split("...\n")[0]
+    words = ["preview", str(ROOT / "recipes" / "chat.yaml"), "-n", "1"]
+    assert invoked(ROOT, words).startswith(shown)
+    shown = page.split("$ tunekit check recipes/chat.yaml\n")[1].split("```")[0]
+    printed = invoked(checkout, ["check", "recipes/chat.yaml", "output_dir=out/elsewhere"])
+    assert [line.split()[:2] for line in printed.splitlines()] == [line.split()[:2] for line in shown.splitlines()]
+    page = (ROOT / "docs" / "recipe-files.md").read_text()
+    shown = page.split("$ tunekit sft recipe.yaml\nerror: ")[1].split("```")[0]
+    (checkout / "recipe.yaml").write_text(
+        "model: m\ndata: d\ntrain:\n  lerning_rate: 5e-4\n  micro_batch_size: 4\noutput_dir: o\n"
+    )
+    with pytest.raises(RecipeError) as caught, contextlib.chdir(checkout):
+        load("recipe.yaml")
+    assert str(caught.value).strip() == shown.strip()
+
+
 def test_every_shipped_recipe_is_in_the_readme_or_the_makefile() -> None:
     shown = " ".join(COMMANDS) + (ROOT / "Makefile").read_text()
     assert all(f"recipes/{recipe.name}" in shown for recipe in (ROOT / "recipes").glob("*.yaml"))
@@ -52,6 +76,13 @@ def test_the_page_of_recipe_keys_is_current() -> None:
 @pytest.mark.parametrize("target", ["chat", "test"])
 def test_the_two_commands_are_make_targets(target: str) -> None:
     assert f"make {target}" in README and re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def invoked(folder: Path, words: list[str]) -> str:
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return str(result.stdout)
 
 
 def run(folder: Path, line: str) -> None:
