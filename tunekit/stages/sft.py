@@ -43,7 +43,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
         engine = Engine(recipe.report_to, folder)
         set_seed(recipe.train.seed)
         base = find_base(recipe)
-        rows = read_rows(recipe, base, folder=folder, datasets=datasets)
+        rows = read_rows(recipe, base, folder=folder, datasets=datasets, rank=engine.rank, world_size=engine.world_size)
         policy = make_policy(recipe, base, rows, engine)
         evaluate = evaluation(recipe, policy, base, rows)
         passport = base_passport(base.location, policy)

@@ -24,6 +24,7 @@ class Engine:
         if missing := sorted({*report_to} - found):  # accelerate leaves out what is not installed without a word
             raise MissingEnvironment(f"report_to: {missing[0]} is not installed", f"pip install {missing[0]}")
         self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.report_to = report_to
 
