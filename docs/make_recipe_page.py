@@ -17,6 +17,8 @@ value with its origin: default, file:line, override or derived.
   `report_to: NAME`.
 - `extends: base.yaml`, or a list of files, beside the recipe: sections are merged by key, anything else is replaced; a
   later base wins over an earlier one, the recipe over all. `null` resets a value of a base.
+- Paths: a leading `~` is expanded, environment variables are not and are refused; a pattern that begins with `*` stands
+  in quotes.
 - Behind the recipe: `train.seed=1` sets a value, `~data.eval` drops one; `--set train.seed=1` is the same as an option.
 - YAML is version 1.2 without tags, anchors, aliases and merge keys: `1e-4` is a number, `no` is text. A value `TODO` is
   still to be filled in, and an error.

@@ -1,12 +1,14 @@
 """What the tests of rendering share: a small byte-level tokenizer, templates of several shapes, messages and rows."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tunekit.data.render import render_all
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Rejected, Text, Tokens
 
 CHATML = (
@@ -145,9 +147,9 @@ def chat(*contents: str, **marks: bool) -> Conversation:
     return row(*messages)
 
 
-def parts(given: Conversation | Text, tok: Any, **options: Any) -> list[Tokens]:
+def parts(given: Conversation | Text, tok: Any, notes: Counter[str] | None = None, **options: Any) -> list[Tokens]:
     """What comes of a row that must not be rejected."""
-    (rendered,) = render_all([given], tok, **options)
+    (rendered,) = render_all([given], tok, Rendering(**options), notes)
     assert not isinstance(rendered, Rejected), rendered
     return rendered
 
@@ -160,7 +162,7 @@ def one(given: Conversation | Text, tok: Any, **options: Any) -> Tokens:
 
 def rejection(given: Conversation | Text, tok: Any, **options: Any) -> str:
     """Reason and fix of a row that must be rejected."""
-    (rendered,) = render_all([given], tok, **options)
+    (rendered,) = render_all([given], tok, Rendering(**options))
     assert isinstance(rendered, Rejected), rendered
     assert rendered.source == "a.jsonl:1" and rendered.row
     return f"{rendered.reason}\n{rendered.fix}"

@@ -1,6 +1,7 @@
 """`tunekit check`: each thing that would stop a run later is found in its part, with that part's exit code."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from tunekit.cli import app
 from tunekit.models import memory
+from tunekit.models.load import locate
 from tunekit.models.tiny_random import tokenizer
 from tunekit.recipe.load import load
 from tunekit.stages import check
@@ -20,6 +22,7 @@ CHATS = [
 ]
 PARTS = ["recipe", "files", "model", "template", "data", "memory", "steps"]
 STREAM = ("data.streaming=true", "data.max_length=100", "train.max_steps=3", "data.shuffle_buffer=8")
+ONE_MODULE = "adapter={type: lora, target_modules: [model.layers.1.self_attn.q_proj]}"
 ONE_LAYER = r"adapter={type: lora, target_modules: 'model\.layers\.1\..*_proj'}"
 Write = Callable[..., Path]
 
@@ -50,14 +53,9 @@ def statuses(report: dict[str, Any]) -> dict[str, str]:
         ("tiny-random/qwen3", ("freeze.layers=[1]", "train.optim=adafactor")),
         ("tiny-random/gemma2", ("adapter=lora", "adapter.init_lora_weights=pissa", "adapter.r=64")),
         ("tiny-random/mamba", ("train.per_device_train_batch_size=2",)),
-        (
-            "tiny-random/llama",
-            (ONE_LAYER, "data.packing=true"),
-        ),
-        (
-            "tiny-random/gpt2",
-            ("data.streaming=true", "data.max_length=100", "train.max_steps=3", "data.shuffle_buffer=8"),
-        ),
+        ("tiny-random/llama", (ONE_LAYER, "data.packing=true")),
+        ("tiny-random/llama", (ONE_MODULE,)),
+        ("tiny-random/gpt2", STREAM),
     ],
 )
 def test_a_good_recipe_passes_in_every_part_and_leaves_nothing(
@@ -140,6 +138,37 @@ def test_a_folder_without_tokenizer_or_weights_is_told(recipe: Write, tmp_path: 
     tokenizer().save_pretrained(folder)
     report = run(recipe(), f"model={folder}")
     assert report["exit_code"] == 2 and "holds no *.safetensors file" in report["parts"][2]["detail"]
+
+
+def test_damaged_weights_are_told(recipe: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(locate("tiny-random/llama").path, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    report = run(recipe(), f"model={folder}")
+    assert report["exit_code"] == 2 and "model.safetensors is damaged" in report["parts"][2]["detail"]
+
+
+@pytest.mark.parametrize("config", ["{}", '{"model_type": "lama9"}', "{"])
+def test_a_config_that_says_nothing_is_told(recipe: Write, tmp_path: Path, config: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(locate("tiny-random/llama").path, folder)
+    (folder / "config.json").write_text(config)
+    report = run(recipe(), f"model={folder}")
+    assert report["exit_code"] == 2 and statuses(report)["model"] == "failed"
+
+
+@pytest.mark.parametrize("place", ["afile", "afile/x", "afile/x/y"])
+def test_an_output_dir_that_cannot_be_made_is_exit_4(recipe: Write, tmp_path: Path, place: str) -> None:
+    (tmp_path / "afile").write_text("")
+    report = run(recipe(), f"output_dir={tmp_path}/{place}")
+    assert report["exit_code"] == 4 and "is a file and no folder" in report["parts"][0]["detail"]
+
+
+def test_large_steps_are_tried_in_part(recipe: Write) -> None:
+    rows = [{"messages": [CHATS[0]["messages"][0], {"role": "assistant", "content": "x" * 1500}]}] * 30
+    report = run(recipe(rows), "train.per_device_train_batch_size=30", "data.eval_split=0", "train.max_steps=3")
+    assert report["exit_code"] == 0 and report["parts"][-1]["seconds"] < 30
 
 
 def test_the_command_prints_a_line_a_part_or_json(recipe: Write) -> None:

@@ -1,15 +1,18 @@
 """Formats: what is detected, what a row becomes, and what is rejected with its place, reason and fix."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 from trl.data_utils import extract_prompt
 
 from tunekit.data.formats import FORMATS, Found, convert
+from tunekit.data.formats.messages import OTHER_ROLES
 from tunekit.data.rows import AnyRow, Conversation, Preference, Prompt, Rejected, Text, Unpaired
 from tunekit.errors import DataError, RecipeError
 
@@ -130,8 +133,7 @@ def test_tools_that_are_no_schemas_are_rejected(tools: Any, reason: str) -> None
         ([SYSTEM, SYSTEM, USER, ASSISTANT], "message 1 is a system message; it may only come first"),
         ([USER, SYSTEM, ASSISTANT], "may only come first"),
         ([USER, RESULT, ASSISTANT], "follow the assistant's call"),
-        ([USER, {"role": "bot", "content": "x"}], "messages[1]: role is 'bot', accepted are system, user, assistant"),
-        ([USER, {"role": "gpt", "content": "x"}], "(write assistant for it)"),
+        ([USER, {"role": "boss", "content": "x"}], "messages[1]: role is 'boss', accepted are system, user, assistant"),
         ([USER, {"role": ["assistant"], "content": "x"}], "role is ['assistant']"),
         ([USER, {"content": "x"}], "role is None"),
         ([USER, {"role": "assistant"}], "messages[1] (assistant): content must be a string, found None"),
@@ -145,9 +147,12 @@ def test_tools_that_are_no_schemas_are_rejected(tools: Any, reason: str) -> None
         ([{**USER, "reasoning": "Hm."}, ASSISTANT], "of an assistant message"),
         ([USER, {**ASSISTANT, "train": "no"}], "train must be true or false"),
         ([{**USER, "train": True}, ASSISTANT], "is for assistant messages"),
-        ([USER, {**ASSISTANT, "weight": 0}], 'weight is not a key; write "train": false'),
+        ([USER, {**ASSISTANT, "weight": 0.5}], "weight must be 0 or 1"),
+        ([USER, {**ASSISTANT, "weight": 1, "train": False}], "weight must be 0 or 1, and as train"),
+        ([{**USER, "weight": 1}, ASSISTANT], "is for assistant messages"),
         ([USER, {**ASSISTANT, "training": True}], 'training is not a key; write "train": false'),
         ([USER, {**ASSISTANT, "function_call": FUNCTION}], "function_call is not a key"),
+        ([USER, {"role": "assistant", "content": None, "function_call": FUNCTION}], "function_call is not a key"),
         ([{**USER, "tool_calls": [CALL]}, ASSISTANT], "only an assistant message"),
         ([USER, {"role": "assistant", "tool_calls": {"a": 1}}], "tool_calls must be a list"),
         ([USER, {"role": "assistant", "tool_calls": ["f()"]}], "must have a name and arguments, found 'f()'"),
@@ -185,6 +190,38 @@ def test_alpaca_appends_the_input_after_a_blank_line(given_input: str | None, qu
     assert one(row) == Conversation((SYSTEM, USER, ASSISTANT, *asked), PLACE)
 
 
+@pytest.mark.parametrize(("key", "text"), [("from", "value"), ("role", "content")])
+def test_the_roles_of_others_are_ours_in_any_case(key: str, text: str) -> None:
+    for theirs, role in OTHER_ROLES.items() | {(name, name) for name in ("system", "user", "assistant", "tool")}:
+        before = {"system": [], "user": [], "assistant": [USER], "tool": [USER, ASSISTANT]}[role]
+        after = {"system": [USER, ASSISTANT], "user": [ASSISTANT], "assistant": [], "tool": [ASSISTANT]}[role]
+        for name in (theirs, theirs.title(), theirs.upper()):
+            row = one({"messages": [*before, {key: name, text: "x"}, *after]})
+            assert row.messages[len(before)] == {"role": role, "content": "x"}, name
+    assert {"developer", "bot", "model", "ai", "prompter", "tool_call", "tool_response", "human", "gpt"} <= set(
+        OTHER_ROLES
+    )
+
+
+def test_what_tables_fill_in_is_no_value() -> None:
+    filled = {"reasoning_content": "", "thinking": "", "tool_calls": [], "name": "", "tool_call_id": ""}
+    row = one({"messages": [{**USER, **filled}, {**ASSISTANT, **filled, "weight": None}]})
+    assert row.messages == (USER, ASSISTANT)
+
+
+def test_a_weight_of_0_or_1_says_whether_a_message_is_trained() -> None:
+    row = one({"messages": [{**USER, "weight": 0}, {**ASSISTANT, "weight": 0}, USER, {**OTHER, "weight": 1}]})
+    assert row.messages == ({**USER, "train": False}, {**ASSISTANT, "train": False}, USER, {**OTHER, "train": True})
+    assert one({"messages": [USER, {**ASSISTANT, "weight": 0, "train": False}]}).messages[1]["train"] is False
+
+
+@pytest.mark.parametrize("nothing", [None, "", {}, "{}"])
+def test_a_call_without_arguments_has_none(nothing: Any) -> None:
+    calling = {"role": "assistant", "tool_calls": [{"name": "now", "arguments": nothing}]}
+    (called,) = one({"messages": [USER, calling, RESULT, ASSISTANT]}).messages[1]["tool_calls"]
+    assert called["function"]["arguments"] in ({}, "{}")
+
+
 def test_sharegpt_roles_are_mapped_and_both_ways_of_writing_turns_are_read() -> None:
     names = ["system", "human", "gpt", "user", "chatgpt", "tool", "observation", "function_response", "assistant"]
     row = one({"conversations": [{"from": name, "value": name} for name in names]})
@@ -206,8 +243,11 @@ def test_sharegpt_roles_are_mapped_and_both_ways_of_writing_turns_are_read() -> 
     ],
 )
 def test_a_function_call_that_is_json_becomes_a_tool_call(written: str, message: dict[str, Any]) -> None:
-    turns = [{"from": "function_call", "value": written}, {"from": "observation", "value": "1"}]
-    assert one({"conversations": [USER, *turns, ASSISTANT]}).messages == (USER, message, RESULT, ASSISTANT)
+    for turns in (
+        [{"from": "function_call", "value": written}, {"from": "observation", "value": "1"}],
+        [{"role": "Tool_Call", "content": written}, {"role": "tool_response", "content": "1"}],
+    ):
+        assert one({"conversations": [USER, *turns, ASSISTANT]}).messages == (USER, message, RESULT, ASSISTANT)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +272,6 @@ def test_a_function_call_that_is_json_becomes_a_tool_call(written: str, message:
         ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "accepted are"),
         ({"conversations": [{"from": "human", "text": "x"}]}, "from and no value"),
         ({"conversations": [{"from": "human", "value": None}]}, "conversations[0] (human): content must be a string"),
-        ({"conversations": [USER, {"from": "gpt", "value": "x", "weight": 0}]}, 'write "train": false'),
         ({"conversations": [SYSTEM, USER, ASSISTANT], "system": "x"}, "may only come first"),
     ],
 )
@@ -275,8 +314,10 @@ def test_a_pair_of_strings_is_raw_text() -> None:
         "2+2=", "4", "5", PLACE, margin=0.5
     )
     assert one({"chosen": "The sky is blue", "rejected": "The sky is bright"}) == Preference(
-        "The sky is b", "lue", "right", PLACE
+        "The sky is", " blue", " bright", PLACE
     )
+    assert one({"chosen": "positive", "rejected": "possible"}) == Preference("", "positive", "possible", PLACE)
+    assert one({"chosen": "A:\ncats", "rejected": "A:\ncat"}) == Preference("A:\n", "cats", "cat", PLACE)
     assert one({"chosen": "Sum: 4", "rejected": "Sum: 5"}) == Preference("Sum:", " 4", " 5", PLACE)
     assert one({"chosen": "yes", "rejected": "no"}) == Preference("", "yes", "no", PLACE)
     asked = {"question": "Is it?", "chosen": "Is it? Yes", "rejected": "Is it? No"}
@@ -284,12 +325,16 @@ def test_a_pair_of_strings_is_raw_text() -> None:
 
 
 @given(st.text(" ab", max_size=6), st.text(" ab", min_size=1, max_size=4), st.text(" ab", min_size=1, max_size=4))
-def test_a_shared_prompt_ends_where_trl_ends_it(shared: str, one_end: str, other_end: str) -> None:
+def test_a_shared_prompt_ends_where_trl_ends_it_or_before_the_word_in_which_it_does(
+    shared: str, one_end: str, other_end: str
+) -> None:
     chosen, rejected_text = shared + "x" + one_end, shared + "y" + other_end
     assume(shared or not chosen.endswith(" "))  # there TRL looks at the last character of the answer
-    expected = extract_prompt({"chosen": chosen, "rejected": rejected_text})
+    prompt = extract_prompt({"chosen": chosen, "rejected": rejected_text})["prompt"]
+    if not shared.endswith(" "):
+        prompt = prompt.rpartition(" ")[0]
     row = one({"chosen": chosen, "rejected": rejected_text})
-    assert {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} == expected
+    assert row == Preference(prompt, chosen[len(prompt) :], rejected_text[len(prompt) :], PLACE)
 
 
 @given(st.lists(st.sampled_from([(USER, ASSISTANT), (USER, OTHER), (USER, CALLING, RESULT, OTHER)]), max_size=3))
@@ -386,7 +431,9 @@ def test_pairs_verdicts_and_prompts_that_do_not_fit_are_rejected(row: dict[str, 
         ({"instruction": "x", "output": "y", "text": "z"}, "alpaca"),
         ({"conversations": []}, "sharegpt"),
         ({"messages": None, "text": "y"}, "text"),
-        ({"text": "x", "label": "positive"}, "text"),
+        ({"text": "x", "url": "u", "id": 1, "source": "s", "timestamp": 2, "meta": {"code": 1}, "title": "t"}, "text"),
+        ({"text": "x", "label": None, "summary": None}, "text"),
+        ({"prompt": "x", "id": 1, "meta": {}, "output": None}, "prompt"),
         ({"prompt": "x", "label": "safe"}, "prompt"),
         ({"prompt": "x", "label": True}, "prompt"),
         ({"prompt": "x", "completion": "y", "label": True}, "unpaired"),
@@ -455,25 +502,106 @@ def test_an_unknown_row_lists_its_keys_and_every_format() -> None:
         one({})
 
 
-@pytest.mark.parametrize(
-    ("row", "advice"),
-    [
-        ({"id": 1, "question": "x", "answer": "y"}, "columns: {instruction: question, output: answer}"),
-        ({"Query": "x", "Response": 4.5}, "columns: {prompt: Query, completion: Response}"),
-        ({"input": "x", "target": "y"}, "columns: {prompt: input, completion: target}"),
-        ({"0": "0", "with pale blue berries": "1"}, "put a line with the names of the columns"),
-    ],
-)
-def test_the_columns_to_write_are_said_where_the_keys_tell(row: dict[str, Any], advice: str) -> None:
+# Rows that are in no format, the columns that are advised first, and the question and answer that come of them.
+ADVISED: list[tuple[dict[str, Any], str, tuple[str, str]]] = [
+    ({"id": 1, "question": "x", "answer": "y"}, "{instruction: question, output: answer}", ("x", "y")),
+    ({"Query": "x", "Response": 4.5}, "{instruction: Query, output: Response}", ("x", "4.5")),
+    ({"input": "x", "target": "y"}, "{instruction: input, output: target}", ("x", "y")),
+    ({"text": "x", "code": "y", "task_id": 1}, "{instruction: text, output: code}", ("x", "y")),
+    ({"text": "x", "label": 1}, "{instruction: text, output: label}", ("x", "1")),
+    ({"text": "x", "category": True}, '{instruction: text, output: "{category}"}', ("x", "true")),
+    ({"prompt": "x", "response": "y"}, "{instruction: prompt, output: response}", ("x", "y")),
+    ({"problem": "x", "solution": "So 3.", "answer": "3"}, "{instruction: problem, output: solution}", ("x", "So 3.")),
+    ({"problem": "x", "solution": "3", "answer": "So 3."}, "{instruction: problem, output: answer}", ("x", "So 3.")),
+    (
+        {"instruction": "x", "context": "c", "response": "y", "category": "z"},
+        "{instruction: instruction, input: context, output: response}",
+        ("x\n\nc", "y"),
+    ),
+    ({"conversation": [USER, ASSISTANT], "model": "m"}, "{messages: conversation}", ("Hi", "Hello")),
+    (
+        {"items": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "id": 1},
+        "{messages: items}",
+        ("Hi", "Hello"),
+    ),
+    ({"data, raw": [USER, ASSISTANT]}, '{messages: "data, raw"}', ("Hi", "Hello")),
+]
+
+
+def advice_on(row: dict[str, Any]) -> str:
     with pytest.raises(DataError) as caught:
         one(row)
-    assert advice in caught.value.fix
+    return caught.value.fix.partition("Accepted")[0]
 
 
-def test_advice_that_is_followed_works() -> None:
-    row = {"question": "x", "answer": "y"}
-    assert one(row, columns={"instruction": "question", "output": "answer"}).messages[0]["content"] == "x"
-    assert one(row, columns={"prompt": "question", "completion": "answer"}) == Text("x", "y", PLACE)
+def columns_in(advice: str) -> list[dict[str, str]]:
+    """The `columns` that the advice says to write, read as YAML."""
+    return [YAML(typ="safe").load(found) for found in re.findall(r'columns: (\{(?:[^{}"]|"[^"]*")*\})', advice)]
+
+
+@pytest.mark.parametrize(("row", "columns", "said"), ADVISED)
+def test_the_columns_to_write_are_said_where_the_keys_tell_and_they_work(
+    row: dict[str, Any], columns: str, said: tuple[str, str]
+) -> None:
+    advice = advice_on(row)
+    assert f"columns: {columns}" in advice
+    first, *others = columns_in(advice)
+    assert tuple(message["content"] for message in one(row, columns=first).messages) == said
+    for more in others:
+        converted = one(row, columns=more)
+        answer = converted.completion if isinstance(converted, Text) else converted.answer
+        assert (converted.prompt, answer) == (said[0].replace("\n\n", " "), said[1])
+
+
+def test_a_second_answer_is_mentioned() -> None:
+    assert "solution (or answer) look like" in advice_on({"problem": "x", "solution": "So 3.", "answer": "3"})
+
+
+def test_rows_that_hold_more_than_text_or_prompt_can_be_taken_by_it_alone() -> None:
+    for key, more in (("text", {"code": "x"}), ("prompt", {"response": "x"}), ("prompt", {"solution": 3})):
+        row = {key: "Ask", **more}
+        assert f"format: {key} takes the rows as they are" in advice_on(row)
+        assert not isinstance(one(row, format=key), Rejected)
+    messages = {"prompt": [USER], "solution": "4"}
+    assert columns_in(advice_on(messages)) == [{"answer": "solution"}]
+    assert one(messages, columns={"answer": "solution"}) == Prompt((USER,), PLACE, answer="4")
+
+
+def test_lines_that_look_like_rows_for_a_header_are_said_to_be() -> None:
+    assert "put a line with the names of the columns" in advice_on({"0": "0", "with pale blue berries": "1"})
+
+
+@pytest.mark.parametrize("system", ["Be kind.", ""])
+def test_a_pair_with_a_question_and_a_system_prompt_gets_advice_that_works(system: str) -> None:
+    for key in ("question", "prompt"):
+        row = {"system": system, key: "Why?", "chosen": "So.", "rejected": "No."}
+        converted = one(row)
+        if isinstance(converted, Rejected):
+            (columns,) = columns_in(converted.fix)
+            converted = one(row, columns=columns)
+        assert converted == Preference(
+            "Why?" if key == "prompt" and not system else f"{system} Why?", "So.", "No.", PLACE
+        )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "x", "chosen": "y", "rejected": "y"},
+        {"chosen": HH + " a", "rejected": HH + " a"},
+        {"prompt": "x", "completion": " "},
+        {"text": " "},
+        {"instruction": "x", "output": ""},
+        {"messages": [USER, {"role": "assistant", "content": ""}]},
+        {"messages": [USER, ASSISTANT, ASSISTANT]},
+        {"messages": [USER]},
+        {"messages": [USER, SYSTEM, ASSISTANT]},
+        {"chosen": HH + " a", "rejected": HH},
+    ],
+)
+def test_a_reason_that_is_not_the_shape_of_the_row_is_not_followed_by_a_shape(row: dict[str, Any]) -> None:
+    assert "A row of the format" not in rejected(row).fix
+    assert "A row of the format" in rejected({"prompt": "x", "completion": 5}).fix
 
 
 def test_an_unknown_format_is_a_recipe_error_at_once() -> None:

@@ -7,9 +7,11 @@ from tokenizers.decoders import Metaspace
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tunekit.data import pairs
 from tunekit.data.rows import Prompt
+from tunekit.data.template import ChatTemplate
 from tunekit.errors import RecipeError
-from tunekit.models.generate import _Pieces, complete, prompt_ids, stream
+from tunekit.models.generate import _Pieces, all_prompt_ids, complete, prompt_ids, stream
 from tunekit.models.serve import load_for_inference
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -34,6 +36,17 @@ def test_a_streamed_answer_is_what_generate_gives(loaded: Loaded) -> None:
     asked = Prompt(({"role": "user", "content": "hi"},), "here")
     batch = complete(model, tokenizer, [asked], max_new_tokens=40, batch_size=1)
     assert list(batch) == [(0, answer.text, False)]
+
+
+def test_prompts_together_have_the_ids_that_each_has_alone_from_one_template(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [Prompt(({"role": "user", "content": f"hi {i}"},) if i % 2 else f"hi {i}", "here") for i in range(6)]
+    alone = [prompt_ids(loaded[1], prompt) for prompt in asked]
+    made: list[ChatTemplate] = []
+    monkeypatch.setattr(pairs, "ChatTemplate", lambda *given: made.append(ChatTemplate(*given)) or made[-1])
+    assert all_prompt_ids(loaded[1], asked) == alone and len(made) == 1
+    assert len(list(complete(*loaded, asked, max_new_tokens=1, batch_size=4))) == 6 and len(made) == 2
 
 
 @pytest.mark.parametrize("seed", range(5))

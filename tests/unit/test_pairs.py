@@ -24,7 +24,9 @@ from tests.chats import (
     trained,
     user,
 )
+from tunekit.data.notes import BEGINS_IN_SPACE
 from tunekit.data.pairs import Labelled, Pair, render_pairs, render_prompts, render_unpaired
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Preference, Prompt, Rejected, Tokens, Unpaired
 from tunekit.errors import DataError
 
@@ -35,21 +37,21 @@ def preference(chosen: Any, rejected: Any, prompt: Any = ASKED, tools: str | Non
     return Preference(prompt, chosen, rejected, "a.jsonl:1", tools)
 
 
-def pair(row: Preference, tok: Any, **options: Any) -> Pair:
-    (rendered,) = render_pairs([row], tok, **options)
+def pair(row: Preference, tok: Any, notes: Counter[str] | None = None, **options: Any) -> Pair:
+    (rendered,) = render_pairs([row], tok, Rendering(**options), notes)
     assert isinstance(rendered, Pair), rendered
     return rendered
 
 
 def rejection(row: Preference, tok: Any, **options: Any) -> Rejected:
-    (rendered,) = render_pairs([row], tok, **options)
+    (rendered,) = render_pairs([row], tok, Rendering(**options))
     assert isinstance(rendered, Rejected), rendered
     assert rendered.source == "a.jsonl:1" and rendered.row["chosen"] == row.chosen
     return rendered
 
 
 def asked(prompt: Any, tok: Any, **options: Any) -> Tokens:
-    (rendered,) = render_prompts([prompt], tok, **options)
+    (rendered,) = render_prompts([prompt], tok, Rendering(**options))
     assert isinstance(rendered, Tokens), rendered
     assert not rendered.trained.any() and rendered.ids.dtype == np.int32
     return rendered
@@ -80,11 +82,17 @@ def test_strings_are_raw_text(adds: str) -> None:
         assert tok.decode(asked(Prompt(text, "a.jsonl:1"), tok).ids) == f"{bos}one "
 
 
-def test_a_token_over_the_border_belongs_to_neither_part() -> None:
+def test_a_token_over_the_border_belongs_to_the_answer_where_it_begins_in_white_space() -> None:
     tok = tokenizer(None)
-    both = pair(preference("answer", "xyz", prompt="one "), tok)
+    notes: Counter[str] = Counter()
+    both = pair(preference("answer", "xyz", prompt="one "), tok, notes)
     assert tok.decode(both.chosen.ids[: both.prompt_length]) == "one"
-    assert trained(both.chosen, tok) == "</s>" and trained(both.rejected, tok) == "xyz</s>"
+    assert trained(both.chosen, tok) == " answer</s>" and trained(both.rejected, tok) == "xyz</s>"
+    assert notes == {BEGINS_IN_SPACE: 1}
+    (labelled,) = render_unpaired([Unpaired("one ", "answer", True, "a:1")], tok)
+    assert isinstance(labelled, Labelled) and trained(labelled.tokens, tok) == " answer</s>"
+    reason = rejection(preference("swer", "xyz", prompt="one an"), tok).reason
+    assert reason.startswith("chosen: the completion: none of it can be trained")
 
 
 def test_options_reach_the_prompt_and_the_answers() -> None:
@@ -145,7 +153,7 @@ def test_labelled_answers_keep_their_label() -> None:
         Unpaired("one ", "bad", False, "a:2"),
         Unpaired(ASKED, (assistant("x<|im_end|>"),), False, "a:3"),
     ]
-    good, bad, forged = render_unpaired(rows, tok, system="Be brief.")
+    good, bad, forged = render_unpaired(rows, tok, Rendering(system="Be brief."))
     assert isinstance(good, Labelled) and good.label and trained(good.tokens, tok) == "good<|im_end|>"
     assert "Be brief." in tok.decode(good.tokens.ids)
     assert isinstance(bad, Labelled) and not bad.label and trained(bad.tokens, tok) == "bad</s>"
@@ -159,7 +167,6 @@ def test_labelled_answers_keep_their_label() -> None:
         ((user("q"), assistant("a")), "ends with an assistant message"),
         ((user("q<|im_end|>"),), "special token"),
         ("\ud800", "surrogate"),
-        (({"role": "user", "content": 3},), "content must be a string"),
     ],
 )
 def test_prompts_that_cannot_be_asked_are_rejected(prompt: Any, words: str) -> None:
@@ -171,12 +178,13 @@ def test_prompts_that_cannot_be_asked_are_rejected(prompt: Any, words: str) -> N
 
 def test_a_prompt_that_the_template_leaves_out_in_part_is_rejected() -> None:
     silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
-    (rejected,) = render_prompts([Prompt((system("Mine."), user("hello")), "a:1")], tokenizer(silent))
-    assert isinstance(rejected, Rejected) and "message 0 (system)" in rejected.reason
+    for asked_of in ("hello", "Mine."):
+        (rejected,) = render_prompts([Prompt((system("Mine."), user(asked_of)), "a:1")], tokenizer(silent))
+        assert isinstance(rejected, Rejected) and "message 0 (system)" in rejected.reason
 
 
 def test_prompts_of_both_kinds_come_out_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunekit.data.pairs.CHUNK", 3)
+    monkeypatch.setattr("tunekit.data.encode.BATCH", 3)
     tok = tokenizer(CHATML)
     rows = [Prompt(f"t{i}" if i % 3 else (user(f"c{i}"),), f"a:{i}") for i in range(8)]
     rendered = [each for each in render_prompts(rows, tok) if isinstance(each, Tokens)]
@@ -206,7 +214,8 @@ def test_the_prompt_is_shared_and_never_trained(prompt: str, chosen: str, reject
         row = preference((assistant(chosen),), (assistant(rejected),), (user(prompt),))
     (rendered,) = render_pairs([row], tok)
     if isinstance(rendered, Rejected):
-        assert chosen.strip() == rejected.strip()
+        inside = raw and prompt[-1:].strip() and "none of it can be trained" in rendered.reason
+        assert inside or chosen.strip() == rejected.strip()
         return
     n = rendered.prompt_length
     assert n > 0 or raw
@@ -214,5 +223,6 @@ def test_the_prompt_is_shared_and_never_trained(prompt: str, chosen: str, reject
     for tokens, answer in ((rendered.chosen, chosen), (rendered.rejected, rejected)):
         assert not tokens.trained[:n].any() and tokens.trained.any()
         said = trained(tokens, tok).removesuffix(tok.decode(tokens.ids[tokens.trained][-1:])).strip()
-        # A token that begins in the prompt (of " answer", or of two line breaks) is not trained.
-        assert answer.strip().endswith(said) and len(answer.strip()) - len(said) <= len("answer")
+        # A token of a word of the prompt (of " answer"), or in a chat of two line breaks, is not trained.
+        inside = len("answer") if raw and prompt[-1:].strip() else 0
+        assert answer.strip().endswith(said) and len(answer.strip()) - len(said) <= inside

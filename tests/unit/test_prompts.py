@@ -23,6 +23,7 @@ from tests.chats import (
 )
 from tunekit.data.pairs import render_prompts
 from tunekit.data.prompts import last_turn, prompts_of
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Prompt, Text, Tokens
 
 CALLS = row(
@@ -44,7 +45,7 @@ def test_rows_with_a_prompt_and_an_answer_give_both() -> None:
         Text("one ", "two", "a.jsonl:2"),
         Text("", "trained whole", "a.jsonl:3"),
         Conversation((assistant("first"),), "a.jsonl:4"),
-        Conversation(({"content": "no role"}, assistant("x")), "a.jsonl:5"),
+        Conversation((), "a.jsonl:5"),
         row(user("rain?"), assistant("", tool_calls=[call("weather", "{}")])),
     ]
     found = prompts_of(rows)
@@ -64,7 +65,7 @@ def test_what_comes_after_the_last_answer_is_left_out() -> None:
 def test_reasoning_that_is_dropped_is_in_neither_prompt_nor_answer() -> None:
     (kept,) = prompts_of([OWN])
     assert kept.answer == "<think>y</think>two" and "<think>" in kept.prompt[2]["content"]  # type: ignore[index]
-    (dropped,) = prompts_of([OWN], reasoning="drop")
+    (dropped,) = prompts_of([OWN], Rendering(reasoning="drop"))
     assert dropped.answer == "two" and "<think>" not in str(dropped.prompt)
 
 
@@ -90,8 +91,8 @@ def test_the_prompt_of_a_row_is_what_its_last_answer_is_trained_after(
 ) -> None:
     tok = tokenizer(template)
     tokens = one(given, tok, loss_on="last", **options)
-    prompts = prompts_of([given], **options)
+    prompts = prompts_of([given], Rendering(**options))
     for again in ({}, options):  # the messages of a prompt are prepared already; once more changes nothing
-        (asked,) = render_prompts(prompts, tok, **again)
+        (asked,) = render_prompts(prompts, tok, Rendering(**again))
         assert isinstance(asked, Tokens)
         assert asked.ids.tolist() == tokens.ids[: int(tokens.trained.argmax())].tolist()

@@ -1,24 +1,25 @@
 """Configs of other tools become recipes that load; what has no counterpart is listed, whatever it is."""
 
+import itertools
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from corpus.recipes.foreign.expected import EXPECTED, Expected
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.convert import DATA, convert
 from tunekit.recipe.convert.finish import DEFAULTS
-from tunekit.recipe.convert.values import OPTIMIZERS
 from tunekit.recipe.foreign import FOREIGN, LLAMA_FACTORY, TRL
 from tunekit.recipe.load import load, load_text
 from tunekit.recipe.parse import leaves, parse
+from tunekit.recipe.types import Optimizer
 from tunekit.train import optim
 
 FOLDER = Path(__file__).parents[1] / "corpus" / "recipes" / "foreign"
@@ -52,6 +53,8 @@ def test_each_file_becomes_the_recipe_that_it_means(folder: Path, name: str) -> 
     assert not set(expected.absent) & said.keys()
     for words in expected.missing:
         assert f"#   {words}" in section(converted.recipe, "Without counterpart:"), words
+    for words in expected.different:
+        assert words in section(converted.recipe, "Different from"), words
     for words in expected.needless:
         assert words in section(converted.recipe, "Not needed:"), words
     remarks = [line.removeprefix("# ") for line in converted.recipe.splitlines() if line.startswith("# ")][1:]
@@ -59,8 +62,11 @@ def test_each_file_becomes_the_recipe_that_it_means(folder: Path, name: str) -> 
 
 
 def section(recipe: str, title: str) -> str:
-    _, _, after = recipe.partition(f"# {title}\n")
-    return "".join(f"{line}\n" for line in after.splitlines() if line.startswith("#   ")) if after else ""
+    """The lines below a title that begins so, up to the next one."""
+    after = recipe.partition(f"# {title}")[2].partition("\n")[2]
+    return "".join(
+        f"{line}\n" for line in itertools.takewhile(lambda line: line.startswith("#   "), after.splitlines())
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -134,7 +140,7 @@ def test_the_tool_is_told_by_its_own_keys(folder: Path, name: str) -> None:
         ("template: x\nfinetuning_type: lora\nstage: dpo\n", None, "c.yaml:3:8: stage: dpo: this version has"),
         ("dataset_name: x\nbeta: 0.1\n", None, "beta: 0.1: this version has supervised fine-tuning only"),
         ("base_model: m\nbase_model: n\n", None, "c.yaml:2:1: base_model: is given twice"),
-        ("base_model: &m m\nx: *m\n", None, "an anchor"),
+        ("base_model: &m m\nx: *m\n", None, "an anchor (&m) is not accepted; write the value out\n"),
         ("- base_model\n", None, "does not hold keys with values"),
         ("base_model: [\n", None, "not valid YAML"),
         ("", None, "is empty"),
@@ -175,7 +181,7 @@ def test_a_tool_does_what_its_defaults_say_where_the_file_says_nothing() -> None
 
 
 def test_optimizers_are_those_that_a_run_takes() -> None:
-    assert set(optim.OPTIMIZERS) == OPTIMIZERS
+    assert set(optim.OPTIMIZERS) == set(get_args(Optimizer))
 
 
 def test_the_registry_is_found_above_the_config_too(folder: Path) -> None:
@@ -205,6 +211,7 @@ KEYS = sorted(
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(raw={"roles_to_train": {"path": None}}, tool="axolotl")
 @given(raw=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8), tool=st.sampled_from(sorted(OPTIONS.values())))
 def test_any_config_is_converted_or_refused_and_every_key_of_it_is_accounted_for(
     raw: dict[str, Any], tool: str

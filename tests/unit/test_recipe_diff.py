@@ -76,6 +76,15 @@ def test_a_source_that_only_one_has_is_shown_by_what_was_said_of_it() -> None:
     assert "(none)" in as_text(comparison)
 
 
+def test_a_list_of_plain_values_is_one_value() -> None:
+    one, other = A + "report_to: [wandb, mlflow]\n", A + "report_to: [wandb]\neval: {metrics: [exact_match]}\n"
+    comparison = compare(write("a.yaml", one), write("b.yaml", other))
+    assert {item["key"]: (item["left"], item["right"]) for item in comparison["differences"]} == {
+        "report_to": (["wandb", "mlflow"], ["wandb"]),
+        "eval.metrics": ([], ["exact_match"]),
+    }
+
+
 def test_runs_differ_in_their_manifests_too() -> None:
     facts = {"versions": {"torch": "2.1", "peft": "0.2"}, "data": {"train": {"rows": 3, "sha256": "a"}}, "git": None}
     one = run("one", A, facts)

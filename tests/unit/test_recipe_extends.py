@@ -25,6 +25,7 @@ train:
   learning_rate: 1e-3
 output_dir: out/base
 """
+LORA = ("lora", 16, False)
 
 
 def write(folder: Path, **texts: str) -> None:
@@ -108,13 +109,32 @@ def test_synonyms_meet_across_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("data: {eval: null}", lambda r: r.data.eval, None),
         ("data: {max_length: null}", lambda r: r.data.max_length, None),
         ("train: {learning_rate: null}", lambda r: r.train.learning_rate, 2e-4),
+        ("train: {seed: null}", lambda r: (r.train.seed, r.train.learning_rate), (42, 1e-3)),
+        ("train: null", lambda r: (r.train.seed, r.train.learning_rate), (42, 2e-4)),
+        ("train:", lambda r: r.train.seed, 42),
+        ("adapter: {r: null, use_dora: ~}", lambda r: (r.adapter.type, r.adapter.r, r.adapter.use_dora), LORA),
+        ("adapter: null", lambda r: (r.adapter.type, r.adapter.r), ("none", 16)),
+        ("data: {train: b.jsonl, eval: null}", lambda r: [s.path for s in r.data.train], ["b.jsonl"]),
+        ("report_to: null", lambda r: r.report_to, ()),
     ],
 )
 def test_null_resets_what_a_base_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: str, read: Any, value: Any
 ) -> None:
-    resolved = resolve(tmp_path, monkeypatch, r=f"extends: base.yaml\n{child}\n", base=BASE)
+    base = BASE.replace("adapter: lora", "adapter: {type: lora, r: 4, use_dora: true}") + "report_to: wandb\n"
+    resolved = resolve(tmp_path, monkeypatch, r=f"extends: base.yaml\n{child}\n", base=base)
     assert read(resolved.recipe) == value
+
+
+def test_what_null_reset_has_its_default_as_origin_and_may_be_set_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"r": "extends: [base.yaml, mid.yaml]\n", "mid": "train: {seed: null}\nadapter: null\n", "base": BASE}
+    resolved = resolve(tmp_path, monkeypatch, **texts)
+    assert {resolved.origins["train.seed"], resolved.origins["adapter.type"]} == {"default"}
+    again = resolve(tmp_path, monkeypatch, "train.seed=7", **(texts | {"r": texts["r"] + "adapter: lora\n"}))
+    assert (again.recipe.train.seed, again.recipe.adapter.type) == (7, "lora")
+    assert (again.origins["train.seed"], again.origins["adapter.type"]) == ("override", "r.yaml:2")
 
 
 def test_what_is_printed_extends_nothing_and_needs_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,13 +165,13 @@ FILES = st.dictionaries(st.sampled_from("abc"), TREES, min_size=1, max_size=3)
 
 
 def merged(base: Any, over: Any) -> Any:
-    """What a merge should be, by its definition: of each key the value of the last file that has it."""
+    """What a merge should be, by its definition: of each key the value of the last file that has it; null drops one."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
-    keys = {*base, *over}
+    dropped = {key for key, value in over.items() if value is None and base.get(key) is not None}
     return {
         key: merged(base[key], over[key]) if key in base and key in over else over.get(key, base.get(key))
-        for key in keys
+        for key in {*base, *over} - dropped
     }
 
 
@@ -174,7 +194,7 @@ def test_any_files_are_merged_by_key_and_every_value_knows_the_file_it_is_from(f
         origin: Any = files[-1] if name == "r" else files[int(name)]
         for part in path:
             origin = origin[part]
-        assert origin == value
+        assert origin == value or value == {}, "but for a section that null emptied"
 
 
 @pytest.mark.parametrize(

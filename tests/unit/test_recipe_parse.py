@@ -23,7 +23,7 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "open quote": (GOOD + "run_name: 'x\n", "not valid YAML"),
     "colon": (
         GOOD + "run_name: a: b\n",
-        ":4:12: not valid YAML: mapping values are not allowed here\n    4 | run_name: a: b\n      |            ^\nPut",
+        ':4:12: not valid YAML: ": " in a value\n    4 | run_name: a: b\n      |            ^\nPut',
     ),
     "indent": ("model: m\n  data: d\n", "not valid YAML"),
     "duplicate": (GOOD + "model: x\n", ":4:1: model: is given twice, first in line 1"),

@@ -20,7 +20,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12
 )
 WORD = st.text("abcxyz/._-", min_size=1, max_size=8).filter(lambda t: not t.startswith("TODO"))
 COUNT = st.integers(1, 10**6)
-POSITIVE = st.floats(1e-300, 1e300)
+POSITIVE = st.floats(1e-300, 10)
+# A path is kept as it is written but for a `~` before it, and no environment variable stands in one.
+PATH = TEXT.filter(lambda t: not t.startswith("~") and "$" not in t)
 SCHEMA = Draft202012Validator(json_schema())
 KEY = st.text(st.sampled_from(":#'\"{}[],&*!|>%@`-?~<= a1\\é"), min_size=1, max_size=4)
 
@@ -39,8 +41,8 @@ SOURCE = st.fixed_dictionaries(
 )
 RECIPE = st.fixed_dictionaries(
     {
-        "model": TEXT
-        | st.fixed_dictionaries({"name_or_path": TEXT}, optional={"revision": TEXT, "dtype": st.just("float32")}),
+        "model": PATH
+        | st.fixed_dictionaries({"name_or_path": PATH}, optional={"revision": TEXT, "dtype": st.just("float32")}),
         "data": WORD
         | st.fixed_dictionaries(
             {"train": WORD | st.lists(WORD | SOURCE, min_size=1, max_size=3)},
@@ -52,7 +54,7 @@ RECIPE = st.fixed_dictionaries(
                 "packing": st.booleans(),
             },
         ),
-        "output_dir": TEXT,
+        "output_dir": PATH,
     },
     optional={
         "adapter": st.sampled_from(["lora", "none"])
@@ -70,7 +72,7 @@ RECIPE = st.fixed_dictionaries(
         "save": some(steps=COUNT, total_limit=COUNT),
         "run_name": TEXT | st.none(),
         "report_to": st.sampled_from(["wandb", "mlflow"]) | st.lists(st.sampled_from(["wandb", "trackio"]), max_size=2),
-        "resume": TEXT,
+        "resume": st.sampled_from(["auto", "never", "step-3"]) | PATH.map(lambda t: f"{t}/"),
     },
 )
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,12 @@ from tests.chats import (
     trained_runs,
     user,
 )
+from tunekit.data.encode import encode
+from tunekit.data.notes import BEGINS_IN_PROMPT, BEGINS_IN_SPACE
 from tunekit.data.render import render_all, serving_examples
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Rejected, Text
+from tunekit.data.template import ChatTemplate
 from tunekit.errors import DataError
 
 ENDLESS = (
@@ -178,13 +184,6 @@ def test_whatever_a_template_raises_rejects_the_row(expression: str) -> None:
     ("messages", "expected"),
     [
         ([], "no messages"),
-        (["hello"], "message 0 is not an object with a role"),
-        ([{"content": "x"}], "message 0 is not an object with a role"),
-        ([user("x"), {"role": "assistant", "content": ["x"]}], "message 1 (assistant): content must be a string"),
-        ([user("x"), assistant("y", tool_calls={})], "tool_calls must be a list"),
-        ([user("x"), assistant("y", tool_calls=[{"function": {}}])], "a tool call must be"),
-        ([user("x"), assistant("y", tool_calls=[call("f", "[1]")])], "arguments of its call of f are not a JSON"),
-        ([user("x"), assistant("y", tool_calls=[call("f", "{oops")])], "arguments of its call of f are not a JSON"),
         ([user("\ud800"), assistant("y")], "surrogate"),
         ([assistant("y")], "refuses the messages"),
     ],
@@ -198,6 +197,27 @@ def test_messages_that_the_template_leaves_out_reject_the_row() -> None:
     given = row(user("rain?"), assistant("I look."), tool("wet"), assistant("yes"))
     message = rejection(given, tokenizer(silent))
     assert "message 2 (tool)" in message and "leaves out" in message and "'wet'" in message
+    # The word stands in the question too, so that it is in the rendering.
+    for asked in ("is it wet?", "rain?", "is it wet?"):
+        given = row(user(asked), assistant("I look."), tool("wet"), assistant("yes"))
+        assert "message 2 (tool)" in rejection(given, tokenizer(silent))
+
+
+def test_what_a_template_leaves_out_is_found_once_for_each_sequence_of_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    template, rendered = ChatTemplate(tokenizer(silent), "a.jsonl:1"), []
+    render = template.render
+    monkeypatch.setattr(template, "render", lambda *given, **more: rendered.append(given) or render(*given, **more))
+    for i in range(3):
+        assert template.left_out([system(f"s{i}"), user("q"), assistant(f"a{i}")], None) == {0}
+        assert template.left_out([user(f"q{i}"), assistant("a")], None) == set()
+    assert len(rendered) == 2
+
+
+def test_a_template_that_wants_a_certain_content_is_taken_at_its_word() -> None:
+    # No other content than the row's is rendered, so that none can show whether messages are left out.
+    picky = "{% if messages[0].content != 'rain?' %}{{ raise_exception('only rain') }}{% endif %}" + CHATML
+    assert trained(one(chat("rain?", "no"), tokenizer(picky)), tokenizer(picky)) == "no<|im_end|>"
 
 
 @pytest.mark.parametrize("depth", [300, 2000])
@@ -228,7 +248,7 @@ def test_tools_are_rendered_and_what_the_assistant_calls_is_trained_but_not_the_
 
 def test_a_call_without_content_is_trained() -> None:
     tok = tokenizer(TOOLS_TEMPLATE)
-    silent = {"role": "assistant", "tool_calls": [call("now", "")]}
+    silent = {"role": "assistant", "tool_calls": [call("now", "{}")]}
     assert trained(one(row(user("time?"), silent), tok), tok) == "<tool_call>now{}</tool_call><|im_end|>"
 
 
@@ -255,11 +275,6 @@ def test_a_tokenizer_with_a_template_for_tools_uses_it_for_rows_with_tools() -> 
 def test_tools_that_the_template_ignores_reject_the_row() -> None:
     message = rejection(row(user("q"), assistant("a"), tools=TOOLS), tokenizer(CHATML))
     assert "does not render tools" in message and "data.chat_template" in message
-
-
-@pytest.mark.parametrize("tools", ["", "{}", "[]", '["f"]', "[" * 5000])
-def test_tools_that_are_no_list_of_schemas_reject_the_row(tools: str) -> None:
-    assert "tools must be a list" in rejection(row(user("q"), assistant("a"), tools=tools), tokenizer(TOOLS_TEMPLATE))
 
 
 def test_a_template_that_wants_arguments_as_text_gets_them_as_text() -> None:
@@ -366,6 +381,29 @@ def test_a_turn_never_reaches_into_the_next_message() -> None:
         "<think>one</think>two<|im_end|>",
         "<think>one</think>three<|im_end|>",
     ]
+
+
+@pytest.mark.parametrize("content", ["<think>\none\n</think>\n\ntwo", "one\n</think>\n\ntwo", "</think>two"])
+def test_reasoning_is_found_with_its_closing_tag_alone_as_models_write_it_that_are_asked_with_the_other(
+    content: str,
+) -> None:
+    given = chat("q", content, "more", content)
+    dropped = one(given, tokenizer(THINKING), reasoning="drop")
+    assert trained_runs(dropped, tokenizer(THINKING)) == ["two<|im_end|>", "two<|im_end|>"]
+    asked_open = THINKING.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>' }}{% endif %}")
+    tag = "" if content.startswith("<think>") else "<think>"
+    written = asked_open.replace("'\\n' + c", f"'\\n' + ('{tag}' if m.role == 'assistant' and loop.last else '') + c")
+    tok = tokenizer(written)
+    assert [trained(tokens, tok) for tokens in parts(given, tok)] == [
+        content.removeprefix("<think>") + "<|im_end|>"
+    ] * 2
+
+
+@pytest.mark.parametrize("content", ["It is <think>x</think>", "a tag, <think>, ends with </think>", "<think>endless"])
+def test_tags_that_are_no_block_at_the_start_of_an_answer_are_its_words(content: str) -> None:
+    assert trained(one(chat("q", content), tokenizer(CHATML), reasoning="drop"), tokenizer(CHATML)) == content + (
+        "<|im_end|>"
+    )
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -514,24 +552,43 @@ def test_a_slow_tokenizer_raises() -> None:
         render_all([TALK], Slow())  # type: ignore[arg-type]
 
 
+def asking_with(end: str, template: str = CHATML) -> str:
+    """The template with `end` after the role, in the generation prompt too."""
+    return template.replace("m.role + '\\n'", f"m.role + '{end}'").replace("assistant\\n", f"assistant{end}")
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
 @pytest.mark.parametrize("trim_offsets", [False, True])
-def test_a_token_that_begins_in_the_prompt_is_not_trained(trim_offsets: bool) -> None:
+def test_a_token_that_begins_in_the_space_of_the_prompt_is_trained_and_noted(template: str, trim_offsets: bool) -> None:
     # The generation prompt ends with a space that merges with the answer's first word: " answer" is one token.
-    spaced = CHATML.replace("m.role + '\\n'", "m.role + ' '").replace("assistant\\n", "assistant ")
-    tok = tokenizer(spaced, trim_offsets=trim_offsets)
+    tok = tokenizer(asking_with(" ", template), trim_offsets=trim_offsets)
     assert len(tok(" answer", add_special_tokens=False)["input_ids"]) == 1
     notes: Counter[str] = Counter()
-    assert trained(one(chat("hello", "answer: one"), tok, notes=notes), tok) == ": one<|im_end|>"
-    assert trim_offsets or (list(notes.values()) == [1] and "begins in the generation prompt" in next(iter(notes)))
+    assert trained(one(chat("hello", "answer"), tok, notes=notes), tok) == " answer<|im_end|>"
+    assert notes == {BEGINS_IN_SPACE: 1} and "should not end in white space" in BEGINS_IN_SPACE
     # A space that stays a token of its own is the prompt's, and what follows it is the answer's.
     assert trained(one(chat("hello", "xyz"), tok, notes=notes), tok) == "xyz<|im_end|>"
-    assert notes.total() <= 1
+    assert notes.total() == 1
+
+
+def test_a_token_that_begins_in_a_word_of_the_prompt_is_not_trained_and_noted() -> None:
+    tok = tokenizer(asking_with(" a"))
+    notes: Counter[str] = Counter()
+    assert trained(one(chat("hello", "nswer: one"), tok, notes=notes), tok) == ": one<|im_end|>"
+    assert notes == {BEGINS_IN_PROMPT: 1} and "not quite the one that was trained" in BEGINS_IN_PROMPT
+    message = rejection(chat("hello", "nswer"), tok)
+    assert "message 1 (assistant): none of it can be trained but the token that ends it" in message
+    assert "' answer' begins in the prompt" in message
 
 
 def test_line_breaks_that_merge_over_the_border_are_not_trained() -> None:
+    # Every prompt of the template ends with its line break, and so will every prompt at serving.
     tok = tokenizer(CHATML)
     assert "ĊĊ" in tok.get_vocab()
-    assert trained(one(chat("hello", "\none"), tok), tok) == "one<|im_end|>"
+    notes: Counter[str] = Counter()
+    assert trained(one(chat("hello", "\none"), tok, notes=notes), tok) == "one<|im_end|>"
+    assert notes == {BEGINS_IN_PROMPT: 1}
+    assert trained(one(chat("hello", "\n"), tok), tok) == "<|im_end|>", "an answer that is blank says nothing"
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])
@@ -560,10 +617,42 @@ def test_raw_text_is_one_tokenisation_with_one_bos_and_one_eos(adds: str, prompt
         assert tokens.trained[1:].all()
 
 
-def test_a_token_over_the_border_of_prompt_and_completion_is_not_trained() -> None:
-    tok = tokenizer(None)
-    assert trained(one(Text("one ", "answer: two", "a.jsonl:1"), tok), tok) == ": two</s>"
+@pytest.mark.parametrize("trim_offsets", [False, True])
+def test_a_token_over_the_border_is_trained_with_white_space_of_the_prompt_but_not_with_words(
+    trim_offsets: bool,
+) -> None:
+    tok = tokenizer(None, trim_offsets=trim_offsets)
+    for prompt, completion, expected, note in (
+        ("one ", "answer", " answer</s>", BEGINS_IN_SPACE),
+        ("one  ", "answer", " answer</s>", BEGINS_IN_SPACE),
+        ("one\n", "\ntwo", "\n\ntwo</s>", BEGINS_IN_SPACE),
+        ("one an", "swer: two", ": two</s>", BEGINS_IN_PROMPT),
+    ):
+        notes: Counter[str] = Counter()
+        assert trained(one(Text(prompt, completion, "a.jsonl:1"), tok, notes=notes), tok) == expected
+        assert notes == {note: 1}
     assert one(Text("one ", "answer: two", "a.jsonl:1"), tok, loss_on="all").trained[1:].all()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "adds", "words"),
+    [
+        ("one an", "swer", "<s>", "' answer' begins in the prompt"),
+        ("one an", "swer \n", "<s>", "' answer' begins in the prompt"),
+        ("", "x", "", "'x' is the first of the row"),
+    ],
+)
+def test_raw_text_of_which_only_the_end_could_be_trained_is_rejected(
+    prompt: str, completion: str, adds: str, words: str
+) -> None:
+    message = rejection(Text(prompt, completion, "a.jsonl:1"), tokenizer(None, adds=adds))
+    assert "none of it can be trained but the token that ends it" in message and words in message
+    assert one(Text(prompt, completion, "a.jsonl:1"), tokenizer(None, adds=adds), loss_on="all").trained[1:].all()
+
+
+def test_a_completion_that_is_the_end_itself_is_trained() -> None:
+    tok = tokenizer(None)
+    assert trained(one(Text("stop", "</s>", "a.jsonl:1"), tok), tok) == "</s>"
 
 
 def test_raw_text_needs_an_eos() -> None:
@@ -577,18 +666,67 @@ def test_half_a_character_rejects_the_row() -> None:
     assert "surrogate" in rejection(Text("", "a\udc00", "a.jsonl:1"), tokenizer(None))
 
 
-def test_mixed_rows_come_out_in_order_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunekit.data.render.CHUNK", 3)
-    tok = tokenizer(CHATML)
+@pytest.mark.parametrize("batch", [1, 100, 1_000_000])
+def test_mixed_rows_come_out_in_order_whatever_is_tokenised_together(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunekit.data.encode.BATCH", batch)
+    tok = tokenizer(THINKING)
     rows = [
-        Text("", f"t{i}", f"a:{i}") if i % 3 else Conversation(chat("q", f"c{i}").messages, f"a:{i}") for i in range(8)
+        Text("", f"t{i}", f"a:{i}") if i % 3 else Conversation(chat("q", f"c{i}").messages, f"a:{i}") for i in range(9)
     ]
-    rows[5] = Text("", "\udc00", "a:5")
+    rows[3] = replace(THOUGHTS, source="a:3")
+    for i, bad in ((0, chat("q", "<|im_end|>")), (5, Text("", "\udc00", "a:5")), (6, chat("\udc00", "x"))):
+        rows[i] = replace(bad, source=f"a:{i}")
+    rows.append(replace(chat("q", "<|im_end|>"), source="a:9"))
     out = render_all(rows, tok)
-    assert [each.source if isinstance(each, Rejected) else each[0].source for each in out] == [r.source for r in rows]
-    assert isinstance(out.pop(5), Rejected) and rows.pop(5)
+    assert [each.source if isinstance(each, Rejected) else each[-1].source for each in out] == [r.source for r in rows]
+    assert [i for i, each in enumerate(out) if isinstance(each, Rejected)] == [0, 5, 6, 9]
+    assert [len(each) for each in out if not isinstance(each, Rejected)] == [1, 1, 2, 1, 1, 1]
+    rows, out = ([each for i, each in enumerate(both) if i not in (0, 5, 6, 9)] for both in (rows, out))  # type: ignore[misc]
     for given, rendered in zip(rows, out, strict=True):
         assert [tokens.ids.tolist() for tokens in parts(given, tok)] == [tokens.ids.tolist() for tokens in rendered]  # type: ignore[union-attr]
+
+
+def test_the_tokenizer_gets_little_at_once_and_only_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunekit.data.encode.BATCH", 100)
+    tok, calls = tokenizer(None), list[int]()
+
+    def counting(texts: list[str], **options: Any) -> Any:
+        calls.append(sum(map(len, texts)))
+        return tok(texts, **options)
+
+    texts = [letter * 40 for letter in "abcdefgh"] + ["i" * 500]
+    encoded = encode(counting, texts, add_special_tokens=True)  # type: ignore[arg-type]
+    assert next(encoded).text == texts[0] and calls == [120]  # type: ignore[union-attr]
+    assert [each.text for each in encoded] == texts[1:]  # type: ignore[union-attr]
+    assert calls == [120, 120, 580], "a text that is larger alone is not cut"
+
+
+# Dates.
+
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + MARKED
+
+
+def test_a_template_that_writes_the_date_is_told_the_given_day() -> None:
+    tok = tokenizer(DATED)
+    macro = tokenizer("{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ day() }}\n" + CHATML)
+    for each in (tok, macro):
+        assert each.decode(one(TALK, each, date="2001-02-03").ids).startswith("03 Feb 2001\n<|im_start|>user\nhello")
+        assert each.decode(one(TALK, each).ids).startswith(f"{date.today():%d %b %Y}\n")
+    assert trained(one(TALK, tok, date="2001-02-03"), tok) == "an answer<|im_end|>two three<|im_end|>"
+
+
+@pytest.mark.parametrize("written", ["%d %b %Y", "%A, %-d. %B %y", "%Y-%m-%dT%H:%M:%S", "%j", "day"])
+def test_the_day_is_written_as_python_writes_it(written: str) -> None:
+    tok = tokenizer(f"\n{{% if strftime_now is defined %}}{{{{ strftime_now('{written}') }}}}{{% endif %}}|" + CHATML)
+    begin = tok.decode(one(TALK, tok, date="2001-02-03").ids).partition("|")[0]
+    assert begin == "\n" + datetime(2001, 2, 3).strftime(written)
+
+
+def test_a_server_writes_the_date_of_its_own_day() -> None:
+    (example,) = serving_examples([TALK], tokenizer(DATED), Rendering(date="2001-02-03"))
+    assert example["ids"] == one(TALK, tokenizer(DATED)).ids.tolist()
 
 
 # Serving.
@@ -612,7 +750,7 @@ def test_a_process_with_transformers_alone_gets_the_trained_ids_from_the_saved_t
         row(user("rain?"), assistant("", tool_calls=[call("weather", '{"city":"Rome"}')]), tool("dry"), tools=TOOLS),
         chat("bad", "<|im_end|>"),
     ]
-    examples = serving_examples(rows, tok, system="Be brief.")
+    examples = serving_examples(rows, tok, Rendering(system="Be brief."))
     assert [example["source"] for example in examples] == ["a.jsonl:1", "a.jsonl:1"]
     assert examples[0]["ids"] == one(TALK, tok, system="Be brief.").ids.tolist()
     tok.save_pretrained(tmp_path / "tokenizer")

@@ -31,8 +31,10 @@ from tests.chats import (
     trained,
     user,
 )
+from tunekit.data.formats import convert
 from tunekit.data.messages import prepare_messages
 from tunekit.data.render import render_all
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Rejected, Text, Tokens
 from tunekit.data.template import possible_terminators
 
@@ -84,11 +86,12 @@ def text_of(letter: str) -> st.SearchStrategy[str]:
 def turns(draw: st.DrawFn, letter: str, reasons: bool) -> dict[str, Any]:
     """An assistant message that says `letter`; with `reasons` it may reason, before its answer or under a key."""
     message = assistant(draw(text_of(letter)))
-    how = draw(st.sampled_from(["", "key", "tag"])) if reasons else ""
+    how = draw(st.sampled_from(["", "key", "tag", "end"])) if reasons else ""
     if how == "key":
         message["reasoning_content"] = draw(text_of(letter))
-    elif how == "tag":
-        message["content"] = f"<think>\n{draw(text_of(letter))}\n</think>\n\n{message['content']}"
+    elif how:
+        opening = "<think>\n" if how == "tag" else ""
+        message["content"] = f"{opening}{draw(text_of(letter))}\n</think>\n\n{message['content']}"
     if draw(st.integers(0, 4)) == 0:
         message["train"] = False
     return message
@@ -128,7 +131,7 @@ OPTIONS = st.fixed_dictionaries(
 def as_given(row: Conversation, options: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
     """What a server would hand to the tokenizer's `apply_chat_template`."""
     chosen = {key: options[key] for key in ("system", "system_mode", "reasoning")}
-    messages = prepare_messages(row.messages, **chosen).messages
+    messages = prepare_messages(row.messages, Rendering(**chosen)).messages
     return messages, json.loads(row.tools) if row.tools else None
 
 
@@ -145,7 +148,7 @@ def test_trained_is_what_the_assistant_says_after_the_prompt_that_asks_for_it(
     row: Conversation, key: tuple[str, bool], options: dict[str, Any]
 ) -> None:
     tok = TOKENIZERS[key]
-    (rendered,) = render_all([row], tok, **options)
+    (rendered,) = render_all([row], tok, Rendering(**options))
     event("rejected" if isinstance(rendered, Rejected) else "rendered")
     if isinstance(rendered, Rejected):
         assert rendered.reason and rendered.source == row.source
@@ -222,7 +225,7 @@ def test_tokens_are_those_of_the_template_alone(
 ) -> None:
     assume(key[0] not in ("gptoss", "deepseekv3"))  # these have rows that no one call renders, see above
     tok = TOKENIZERS[key]
-    (rendered,) = render_all([row], tok, **options)
+    (rendered,) = render_all([row], tok, Rendering(**options))
     assume(not isinstance(rendered, Rejected))
     messages, tools = as_given(row, options)
     shift = len(row.messages) - len(messages)
@@ -274,19 +277,20 @@ def damaged(draw: st.DrawFn) -> list[Any]:
 @settings(max_examples=300, deadline=None)
 @given(
     messages=MESSAGES | damaged(),
-    tools=st.none() | st.text(max_size=5) | JSON.map(json.dumps),
+    tools=st.none() | JSON | JSON.map(json.dumps) | st.just(TOOLS),
     key=st.sampled_from(sorted(TOKENIZERS)),
     options=OPTIONS,
     loss_on=st.sampled_from(LOSS_ON),
 )
 def test_no_json_crashes(
-    messages: list[Any], tools: str | None, key: tuple[str, bool], options: dict[str, Any], loss_on: str
+    messages: list[Any], tools: Any, key: tuple[str, bool], options: dict[str, Any], loss_on: str
 ) -> None:
-    row = Conversation(tuple(messages), "a.jsonl:1", tools)
-    (rendered,) = render_all([row], TOKENIZERS[key], **{**options, "loss_on": loss_on})
-    event("rejected" if isinstance(rendered, Rejected) else "rendered")
-    if isinstance(rendered, Rejected):
-        assert rendered.reason and rendered.source == "a.jsonl:1"
+    (row,) = convert([({"messages": messages, "tools": tools}, "a.jsonl:1")], format="messages")
+    if isinstance(row, Conversation):
+        (rendered,) = render_all([row], TOKENIZERS[key], Rendering(**{**options, "loss_on": loss_on}))
+        event("rejected" if isinstance(rendered, Rejected) else "rendered")
+        if isinstance(rendered, Rejected):
+            assert rendered.reason and rendered.source == "a.jsonl:1"
 
 
 RAW = {adds: tokenizer(None, adds=adds) for adds in ("", "<s>", "<s></s>")}
@@ -298,8 +302,18 @@ RAW = {adds: tokenizer(None, adds=adds) for adds in ("", "<s>", "<s></s>")}
     completion=st.text(alphabet=st.sampled_from("ab \n:é😀答<|"), min_size=1, max_size=12).filter(str.strip),
     adds=st.sampled_from(["", "<s>", "<s></s>"]),
 )
-def test_raw_text_trains_a_tail_of_the_completion(prompt: str, completion: str, adds: str) -> None:
+def test_raw_text_trains_the_completion_and_of_the_prompt_at_most_its_last_white_space(
+    prompt: str, completion: str, adds: str
+) -> None:
     tok = RAW[adds]
-    (tokens,) = parts(Text(prompt, completion, "a.jsonl:1"), tok)
-    assert len(tokens.ids) == len(tokens.trained) and tokens.trained[-1] == (len(tokens.ids) > 1)
-    assert (completion + "</s>").endswith(trained(tokens, tok).lstrip("\ufffd"))
+    (rendered,) = render_all([Text(prompt, completion, "a.jsonl:1")], tok)
+    first_is_trained = bool(prompt or adds)
+    if isinstance(rendered, Rejected):
+        assert not first_is_trained and len(tok(completion.strip())["input_ids"]) == 1
+        return
+    (tokens,) = rendered
+    assert len(tokens.ids) == len(tokens.trained) and tokens.trained[-1] and not tokens.trained[0]
+    said = trained(tokens, tok).removesuffix("</s>")
+    white_space = prompt[len(prompt.rstrip()) :]
+    assert (white_space + completion).endswith(said.lstrip("\ufffd"))
+    assert not first_is_trained or (said.endswith(completion) and len(said) <= len(completion) + 1)

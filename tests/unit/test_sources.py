@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -436,6 +437,41 @@ def test_whatever_gives_rows_may_be_in_memory() -> None:
     for wrong in (datasets.DatasetDict(train=table), {"text": ["one"]}, "text", 5):
         assert "is not a list of rows" in error_of("memory:a", RecipeError, datasets={"a": wrong})
     assert "empty" in error_of("memory:a", datasets={"a": []})
+
+
+def test_tables_lose_the_nulls_that_arrow_fills_in_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"calls": [{"name": "weather", "arguments": {"city": {"name": "Rome"}}}], "label": None},
+        {"calls": [{"name": "add", "arguments": {"a": 1}}], "label": "x"},
+    ]
+    table = datasets.Dataset.from_list(rows)
+    filled = table[1]["calls"][0]["arguments"]
+    assert filled == {"a": 1, "city": None}, "so that the call would be trained with a null"
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.DatasetDict(train=table))
+    table.to_parquet(tmp_path / "a.parquet")
+    sets = {"table": table, "stream": table.to_iterable_dataset(), "frame": pandas.DataFrame(table.to_list())}
+    paths = [str(tmp_path / "a.parquet"), "org/set", *(f"memory:{name}" for name in sets)]
+    for path in paths:
+        given = {"datasets": sets} if path.startswith("memory:") else {}
+        assert values(path, **given) == rows, path
+    written = [{"calls": [None, {"arguments": {"city": None}}], "label": None}]
+    assert values("memory:a", datasets={"a": written}) == written
+    assert values(write(tmp_path, "a.jsonl", json.dumps(written[0]))) == written
+    lists = datasets.Dataset.from_list([{"a": {"b": [None, "x"]}}])
+    assert values("memory:a", datasets={"a": lists}) == [{"a": {"b": [None, "x"]}}]
+
+
+@pytest.mark.parametrize("depth", [110, 5000])
+def test_rows_in_memory_may_be_as_deep_as_those_of_a_file(depth: int) -> None:
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = ({"a": deep},)
+    (bad,) = read("memory:a", datasets={"a": [{"text": deep}]})
+    assert isinstance(bad, Rejected)
+    assert ("more than 100 levels" if depth == 110 else "recursion depth") in bad.reason
+    assert not isinstance(read("memory:a", datasets={"a": [{"text": [[["x"]]]}]})[0], Rejected)
 
 
 def test_a_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:

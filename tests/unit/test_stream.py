@@ -1,6 +1,7 @@
 """Rows read while training: each comes when it should, and a resumed stream goes on with the same."""
 
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
 from tunekit.data import sources
+from tunekit.data.notes import SYSTEM_REPLACED
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Rejected, Tokens
 from tunekit.data.stream import StreamLoader, StreamSettings
-from tunekit.data.tokenise import Reading, Rendering
+from tunekit.data.tokenise import Reading
 from tunekit.errors import DataError
 from tunekit.models.tiny_random import tokenizer
 
@@ -140,6 +144,49 @@ def test_packs_hold_whole_rows_up_to_the_maximum_length() -> None:
 def test_the_longest_batch_is_as_long_as_rows_may_get() -> None:
     (row, _) = loader(texts(9), max_length=123).longest(padded=False)
     assert len(row.ids) == 123 and row.trained.sum() == 122
+
+
+def test_what_rendering_changes_is_said_after_the_first_block_and_in_all_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ask, say = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    own = {"messages": [{"role": "system", "content": "Mine."}, ask, say]}
+    rows = [own, *[{"messages": [ask, say]}] * 29] * 2
+    rendering = Rendering(system="Ours.", system_mode="replace")
+    settings = StreamSettings(num_steps=90, **SETTINGS)
+    with caplog.at_level(logging.INFO, logger="tunekit"):
+        stream = StreamLoader([reading(rows)], TOKENIZER, rendering, settings)
+    assert f"data.streaming: 2 {SYSTEM_REPLACED}" in caplog.text, "a chunk of rows is rendered together"
+    given_out(stream)
+    assert stream.notes == {SYSTEM_REPLACED: 2}, "in the first of three passes"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="tunekit"):
+        stream.say_notes()
+    assert caplog.messages == [f"data.streaming: 2 {SYSTEM_REPLACED}"]
+    stopped = StreamLoader([reading(rows)], TOKENIZER, rendering, settings)
+    stopped.load_state_dict(stream.state_dict())
+    assert not stopped.notes, "of the rows after those that were seen, in a later pass"
+
+
+def test_notes_of_a_stream_are_warnings_by_their_share_of_the_rows(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\nHello"}]}] * 4
+    merging = tokenizer()
+    merging.backend_tokenizer.model = models.BPE(vocab={**merging.get_vocab(), "ĊĊ": 300}, merges=[("Ċ", "Ċ")])
+    StreamLoader([reading(rows)], merging, Rendering(), StreamSettings(num_steps=1, **SETTINGS))
+    (record,) = [each for each in caplog.records if "not quite the one" in each.message]
+    assert record.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_the_ids_that_end_answers_are_those_that_end_turns(loss_on: str) -> None:
+    ending = tokenizer()
+    ending.chat_template += "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}"
+    rows = [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"H{i}"}]} for i in range(9)
+    ]
+    settings = StreamSettings(num_steps=1, **{**SETTINGS, "max_length": 30, "overlong": "truncate"})
+    stream = StreamLoader([reading(rows)], ending, Rendering(loss_on=loss_on), settings)
+    assert stream.terminators == {ending.convert_tokens_to_ids("<|im_end|>")}
 
 
 BAD = {"prompt": "x", "completion": 7}

@@ -37,6 +37,7 @@ the template renders differently once it is history has a row of its own, compar
 
 import json
 from collections import Counter
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
@@ -61,6 +62,7 @@ from tests.chats import (
 )
 from tunekit.data.messages import prepare_messages
 from tunekit.data.render import serving_examples
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation
 
 IM = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -167,7 +169,7 @@ def family(name: str, template: str | None = None) -> Any:
 def marked(given: Conversation, name: str, count: int) -> tuple[list[int], np.ndarray[Any, Any]]:
     """The ids of the first `count` messages and the mask of the markers in TRL's training variant."""
     tok = family(name, template_of(f"{name}_training"))
-    messages = prepare_messages(given.messages, system=None, system_mode="keep", reasoning="keep").messages[:count]
+    messages = prepare_messages(given.messages, Rendering()).messages[:count]
     tools = json.loads(given.tools) if given.tools else None
     out = tok.apply_chat_template(messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
     return out["input_ids"], np.array(out["assistant_masks"], bool)
@@ -502,7 +504,6 @@ REJECTED: list[tuple[str, Conversation, str]] = [
     ("qwen3_5_nothink", KEYED, "data.reasoning: drop"),
     *[(name, PLAIN, "<think>") for name in NEMOTRON],
     ("deepseek_r1_distill", PLAIN, "differently when it asks for the turn"),
-    ("deepseek_r1_distill", TAGGED, "begins an answer with the words in which it asks for one"),
     ("deepseekv3", PLAIN, "differently when it asks for the turn"),
     ("glm4moe", PLAIN, "without a terminator"),
     ("glm4moe", CALL, "without a terminator"),
@@ -514,12 +515,52 @@ def test_what_a_family_cannot_say_is_rejected_with_the_reason(name: str, given: 
     assert words in rejection(given, small(name))
 
 
+@pytest.mark.parametrize("name", ["deepseek_r1_distill", "deepseekv3", *NEMOTRON])
+@pytest.mark.parametrize("given", [PLAIN, TAGGED])
+def test_a_template_that_asks_with_an_open_tag_says_what_works_and_it_does(name: str, given: Conversation) -> None:
+    keeps_reasoning = name in NEMOTRON
+    if given is TAGGED and keeps_reasoning:
+        assert parts(given, small(name))
+        return
+    message = rejection(given, small(name))
+    assert "asks for an answer with an open <think>" in message and "a copy of the template that asks" in message
+    assert ('under "reasoning_content"' in message) == keeps_reasoning
+    if keeps_reasoning:
+        assert parts(KEYED, small(name))
+    elif given is PLAIN:
+        template = template_of(name).replace("<\uff5cAssistant\uff5c><think>\\n", "<\uff5cAssistant\uff5c>")
+        assert template != template_of(name)
+        assert "".join(trained_runs(one(given, family(name, template)), small(name))) == f"an answer{END}two three{END}"
+
+
+def test_a_template_that_wants_ids_of_nine_characters_says_so() -> None:
+    calling = assistant("", tool_calls=[call("weather", "{}", "call1")])
+    given = row(user("rain?"), calling, tool("dry", call_id="call1"), assistant("No rain."), tools=TOOLS)
+    assert 'an "id" of 9 letters and digits' in rejection(given, small("mistral_v3"))
+    assert "of 9" not in rejection(TALK, small("gemma"))
+
+
+def test_a_system_message_that_a_template_leaves_out_is_missed_though_its_word_is_there() -> None:
+    given = row(system("hello"), *PLAIN.messages)
+    assert "message 0 (system)" in rejection(given, small("mistral_v3"))
+    given = row(user("rain 1?"), assistant("I look."), tool("1"), assistant("yes"))
+    assert "message 2 (tool)" in rejection(given, small("phi3"))
+
+
+@pytest.mark.parametrize(("name", "written"), [("llama3_2", "%d %b %Y"), ("gptoss", "%Y-%m-%d")])
+def test_templates_that_write_the_date_write_the_given_one(name: str, written: str) -> None:
+    tok, then, now = small(name), datetime(2001, 2, 3), datetime.now()
+    given, today = (tok.decode(parts(TALK, tok, date=day)[0].ids) for day in ("2001-02-03", None))
+    assert then.strftime(written) in given
+    assert given == today.replace(now.strftime(written), then.strftime(written))
+
+
 def test_gpt_oss_answers_after_the_reasoning_that_it_is_asked_with() -> None:
     # The answer makes the template strip the reasoning before the call, which the model has seen when it answers.
     tok, variant = family("gptoss"), family("gptoss", template_of("gptoss_training"))
     given = row(user("<think>so</think> rain?"), *THOUGHT_CALL.messages[1:], tools=TOOLS)
     calling, answer = parts(given, tok)
-    messages = prepare_messages(given.messages, system=None, system_mode="keep", reasoning="keep").messages
+    messages = prepare_messages(given.messages, Rendering()).messages
     options = {"tools": json.loads(TOOLS), "tokenize": False}
     asked = tok.apply_chat_template(messages[:-1], add_generation_prompt=True, **options)
     assert f"{ANALYSIS}hm<|end|>" in asked
@@ -601,7 +642,7 @@ def test_glm_ends_its_turns_with_the_tag_of_the_next_role_in_the_training_varian
 @pytest.mark.parametrize("given", [TALK, TAGGED, KEYED, CALL, CALLS])
 def test_the_mask_is_that_of_markers_which_the_published_template_has(name: str, given: Conversation) -> None:
     tok = family(name)
-    messages = prepare_messages(given.messages, system=None, system_mode="keep", reasoning="keep").messages
+    messages = prepare_messages(given.messages, Rendering()).messages
     tools = json.loads(given.tools) if given.tools else None
     tokens = one(given, tok, reasoning="template")
     out = tok.apply_chat_template(messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True)

@@ -8,28 +8,32 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 
 from tunekit.data.messages import (
+    CLOSE,
     REASONING_KEYS,
     Message,
     Prepared,
-    Refused,
     functions,
     has_reasoning,
     split_reasoning,
     strings,
     without_reasoning,
 )
+from tunekit.data.notes import REASONING_LOST
+from tunekit.data.rows import Refused
 
-REASONING_LOST = "turns trained without their reasoning, which the chat template leaves out (data.reasoning: template)"
 OTHER_TEMPLATE = "set data.chat_template: path.jinja, a template that"
 REASONING, CONTENT, CALLS = "reasoning", "content", "tool_calls"
-END_OF_THINKING = "</think>"
 
 
-def check_given(prepared: Prepared, rendered: str) -> None:
-    """Raises `Refused` where the template leaves out what a message says that is not the assistant's."""
+def check_given(prepared: Prepared, rendered: str, left_out: Collection[int]) -> None:
+    """Raises `Refused` where the template leaves out what a message says that is not the assistant's.
+
+    `left_out` are the messages known to be, though their words may stand elsewhere in the rendering.
+    """
     for i, message in enumerate(prepared.messages):
         content = message.get("content", "")
-        if message["role"] != "assistant" and not _is_in(content, rendered):
+        lost = not _is_in(content, rendered) or (i in left_out and content.strip())
+        if message["role"] != "assistant" and lost:
             raise Refused(
                 f"{prepared.place(i)}: the chat template leaves out what it says, or part of it: {content[:80]!r}",
                 f"Take it out of the row, or {OTHER_TEMPLATE} renders such messages.",
@@ -76,7 +80,7 @@ def check_answer(prepared: Prepared, i: int, rendered: str, reasoning: str, left
             fix,
         )
     content = prepared.messages[i].get("content", "")
-    if split_reasoning(content)[0] and rendered.count(END_OF_THINKING) > content.count(END_OF_THINKING):
+    if split_reasoning(content)[0] and rendered.count(CLOSE) > content.count(CLOSE):
         raise Refused(
             f"{place}: the chat template writes a block of reasoning of its own before the one in content",
             'Write the reasoning under "reasoning_content" and not in content, or set data.reasoning: drop.',

@@ -4,8 +4,8 @@ An answer is trained with its terminator, its prompt never; both come from one t
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from tunekit.data.encode import Encoded, check_fast, encode
 from tunekit.data.kept import check_given
 from tunekit.data.messages import prepare_messages
-from tunekit.data.render import CHUNK, reject, render_all
+from tunekit.data.render import reject, render_all
+from tunekit.data.rendering import PLAIN, Rendering
 from tunekit.data.rows import Conversation, Messages, Preference, Prompt, Refused, Rejected, Text, Tokens, Unpaired
 from tunekit.data.template import ChatTemplate
 
@@ -38,18 +39,13 @@ class Labelled:
 def render_pairs(
     rows: Sequence[Preference],
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    system: str | None = None,
-    system_mode: str = "keep",
-    reasoning: str = "keep",
+    rendering: Rendering = PLAIN,
     notes: Counter[str] | None = None,
 ) -> list[Pair | Rejected]:
-    """Each row as a `Pair` or `Rejected`, in order; for the options see `render_all`, which raises the same."""
-    answers = [_answered(row, answer) for row in rows for answer in (row.chosen, row.rejected)]
-    options = {"system": system, "system_mode": system_mode, "reasoning": reasoning}
-    rendered = render_all(answers, tokenizer, loss_on="completion", notes=notes, **options)  # type: ignore[arg-type]
+    """Each row as a `Pair` or `Rejected`, in order; raises as `render_all` does."""
+    answers = _render_answers(rows, ("chosen", "rejected"), tokenizer, rendering, notes)
     pairs: list[Pair | Rejected] = []
-    for row, chosen, rejected in zip(rows, rendered[::2], rendered[1::2], strict=True):
+    for row, chosen, rejected in zip(rows, answers[::2], answers[1::2], strict=True):
         try:
             pairs.append(_pair(_only_one("chosen", chosen), _only_one("rejected", rejected)))
         except Refused as refused:
@@ -60,18 +56,12 @@ def render_pairs(
 def render_unpaired(
     rows: Sequence[Unpaired],
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    system: str | None = None,
-    system_mode: str = "keep",
-    reasoning: str = "keep",
+    rendering: Rendering = PLAIN,
     notes: Counter[str] | None = None,
 ) -> list[Labelled | Rejected]:
-    """Each row as `Labelled` or `Rejected`, in order; for the options see `render_all`, which raises the same."""
-    answers = [_answered(row, row.completion) for row in rows]
-    options = {"system": system, "system_mode": system_mode, "reasoning": reasoning}
-    rendered = render_all(answers, tokenizer, loss_on="completion", notes=notes, **options)  # type: ignore[arg-type]
+    """Each row as `Labelled` or `Rejected`, in order; raises as `render_all` does."""
     labelled: list[Labelled | Rejected] = []
-    for row, answer in zip(rows, rendered, strict=True):
+    for row, answer in zip(rows, _render_answers(rows, ("completion",), tokenizer, rendering, notes), strict=True):
         try:
             labelled.append(Labelled(_only_one("completion", answer), row.label))
         except Refused as refused:
@@ -80,29 +70,32 @@ def render_unpaired(
 
 
 def render_prompts(
-    rows: Sequence[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    system: str | None = None,
-    system_mode: str = "keep",
-    reasoning: str = "keep",
+    rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[Tokens | Rejected]:
     """What a model is asked: the ids of each row up to where its answer begins, none trained, or `Rejected`.
 
     Raises `DataError` as `render_all` does.
     """
     check_fast(tokenizer)
+    from_texts = encode(tokenizer, [row.prompt for row in rows if isinstance(row.prompt, str)], add_special_tokens=True)
+    from_chats = _ask_chats([row for row in rows if not isinstance(row.prompt, str)], tokenizer, rendering)
     rendered: list[Tokens | Rejected] = []
-    for begin in range(0, len(rows), CHUNK):
-        chunk = rows[begin : begin + CHUNK]
-        texts = [row for row in chunk if isinstance(row.prompt, str)]
-        from_texts = iter(encode(tokenizer, [str(row.prompt) for row in texts], add_special_tokens=True))
-        chats = [row for row in chunk if not isinstance(row.prompt, str)]
-        from_chats = iter(_ask_chats(chats, tokenizer, system, system_mode, reasoning))
-        for row in chunk:
-            result = next(from_texts if isinstance(row.prompt, str) else from_chats)
-            rendered.append(reject(row, result) if isinstance(result, Refused) else _asked(row, result, tokenizer))
+    for row in rows:
+        result = next(from_texts if isinstance(row.prompt, str) else from_chats)
+        rendered.append(reject(row, result) if isinstance(result, Refused) else _asked(row, result, tokenizer))
     return rendered
+
+
+def _render_answers(
+    rows: Sequence[Preference] | Sequence[Unpaired],
+    names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    notes: Counter[str] | None,
+) -> list[list[Tokens] | Rejected]:
+    """The answers of each row under these names, in turn, each after its prompt and alone trained."""
+    answered = [_answered(row, getattr(row, name)) for row in rows for name in names]
+    return render_all(answered, tokenizer, replace(rendering, loss_on="completion"), notes)
 
 
 def _answered(row: Preference | Unpaired, answer: str | Messages) -> Conversation | Text:
@@ -137,30 +130,31 @@ def _pair(chosen: Tokens, rejected: Tokens) -> Pair:
 
 
 def _ask_chats(
-    rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, system: str | None, system_mode: str, reasoning: str
-) -> list[Encoded | Refused]:
+    rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, rendering: Rendering
+) -> Iterator[Encoded | Refused]:
     if not rows:
-        return []
-    template = ChatTemplate(tokenizer, rows[0].source)
-    options = {"system": system, "system_mode": system_mode, "reasoning": reasoning}
+        return
+    template = ChatTemplate(tokenizer, rows[0].source, rendering.date)
     asked: list[str | Refused] = []
     for row in rows:
         try:
-            asked.append(_ask(row, template, options))
+            asked.append(_ask(row, template, rendering))
         except Refused as refused:
             asked.append(refused)
-    texts = iter(encode(tokenizer, [text for text in asked if isinstance(text, str)], add_special_tokens=False))
-    return [next(texts) if isinstance(text, str) else text for text in asked]
+    texts = encode(tokenizer, (text for text in asked if isinstance(text, str)), add_special_tokens=False)
+    for text in asked:
+        yield next(texts) if isinstance(text, str) else text
 
 
-def _ask(row: Prompt, template: ChatTemplate, options: dict[str, str | None]) -> str:
-    prepared = prepare_messages(row.prompt, **options)  # type: ignore[arg-type]
+def _ask(row: Prompt, template: ChatTemplate, rendering: Rendering) -> str:
+    assert not isinstance(row.prompt, str)
+    prepared = prepare_messages(row.prompt, rendering)
     template.refuse_special_tokens(prepared)
     if prepared.messages[-1]["role"] == "assistant":
         raise Refused("the prompt ends with an assistant message, so that nothing is asked", "Take the message out.")
     tools = template.parse_tools(row.tools)
-    _, text = template.render_either_form(prepared.messages, tools, add_generation_prompt=True)
-    check_given(prepared, text)
+    messages, text = template.render_either_form(prepared.messages, tools, add_generation_prompt=True)
+    check_given(prepared, text, template.left_out(messages, tools))
     return text
 
 

@@ -1,6 +1,7 @@
 """Token rows as people and machines look at them: runs of given and trained text, and a histogram of lengths."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from tunekit.data.rows import Tokens
 
 BINS = 12
+CONTEXT = 16  # tokens: more than one character has
+HALF = re.compile("\ufffd{1,3}\\Z")  # what the first tokens of a character are decoded as
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,19 @@ class Bar:
 
 
 def spans(row: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-    """The runs of `row` in order; their texts together are all that the model sees, special tokens included."""
+    """The runs of `row` in order; their texts together are all that the model sees, special tokens included.
+
+    A character of tokens in two runs is in the one where it ends. Each run is decoded with a few tokens before it, for
+    a tokenizer may strip a space, or need the tokens before, at the beginning of a text.
+    """
     borders = [0, *(np.flatnonzero(np.diff(row.trained)) + 1).tolist(), len(row.ids)]
-    found, before = [], ""
+    found = []
     for begin, end in itertools.pairwise(borders):
-        # Decoded from the start: a tokenizer may strip a space, or need the tokens before, at the beginning of a text.
-        text = _text(tokenizer, row.ids[:end])
-        found.append(Span(text[len(before) :], bool(row.trained[begin])))
-        before = text
+        first = max(0, begin - CONTEXT)
+        before, text = (_text(tokenizer, row.ids[first:last]) for last in (begin, end))
+        if end < len(row.ids):
+            text = HALF.sub("", text)
+        found.append(Span(text[len(HALF.sub("", before)) :], bool(row.trained[begin])))
     return found
 
 

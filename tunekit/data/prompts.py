@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from tunekit.data.messages import prepare_messages
+from tunekit.data.rendering import PLAIN, Rendering
 from tunekit.data.rows import Conversation, Prompt, Refused, Text
 
 
@@ -11,16 +12,10 @@ def last_turn(prompt: Prompt) -> str:
     return prompt.prompt if isinstance(prompt.prompt, str) else str(prompt.prompt[-1].get("content", ""))
 
 
-def prompts_of(
-    rows: Iterable[Conversation | Text],
-    *,
-    system: str | None = None,
-    system_mode: str = "keep",
-    reasoning: str = "keep",
-) -> list[Prompt]:
+def prompts_of(rows: Iterable[Conversation | Text], rendering: Rendering = PLAIN) -> list[Prompt]:
     """The prompt and answer of each row that has both, its messages as training has them (see `render_all`).
 
-    `text` rows, trained whole, have no prompt and are left out; so are rows that `render_all` rejects for their form.
+    `text` rows, trained whole, have no prompt and are left out; so are rows of which nothing is left.
     """
     prompts = []
     for row in rows:
@@ -29,7 +24,7 @@ def prompts_of(
                 prompts.append(Prompt(row.prompt, row.source, answer=row.completion))
             continue
         try:
-            prepared = prepare_messages(row.messages, system=system, system_mode=system_mode, reasoning=reasoning)
+            prepared = prepare_messages(row.messages, rendering)
         except Refused:
             continue
         answers = [i for i, message in enumerate(prepared.messages) if message["role"] == "assistant"]

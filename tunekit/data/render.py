@@ -2,94 +2,68 @@
 
 The mask of a turn goes up to and including its terminator, and not over the line break that the template writes after
 it, which is never generated. So do templates with `{% generation %}` markers; where there are markers, they must agree.
-A token belongs to the turn in which it begins; one that begins in the generation prompt is not trained.
+A token belongs to the turn in which it begins. One that begins in the white space at the end of the prompt and reaches
+into the answer is trained, as the answer could not be learnt without it; one that begins in the prompt's words is not.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from tunekit.data.encode import Encoded, check_fast, encode, tokens_in
+from tunekit.data.chat import Part, Turn, read_chat
+from tunekit.data.encode import Encoded, check_fast, encode, taken_before, tokens_in
+from tunekit.data.notes import BEGINS_IN_PROMPT, BEGINS_IN_SPACE
+from tunekit.data.rendering import PLAIN, Rendering
 from tunekit.data.rows import AnyRow, Conversation, Refused, Rejected, Text, Tokens
 from tunekit.data.template import ChatTemplate
-from tunekit.data.turns import Part, find_parts, no_terminator, read_chat
+from tunekit.data.turns import find_parts, no_terminator
 from tunekit.errors import DataError
-
-# Rows tokenised by one call: many enough that the cost of a call vanishes, few enough to hold in memory.
-CHUNK = 1000
-BEGINS_IN_PROMPT = "turns whose first token begins in the generation prompt, so that it is not trained"
 
 
 def render_all(
     rows: Sequence[Conversation | Text],
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    loss_on: str = "assistant",
-    system: str | None = None,
-    system_mode: str = "keep",
-    reasoning: str = "keep",
+    rendering: Rendering = PLAIN,
     notes: Counter[str] | None = None,
 ) -> list[list[Tokens] | Rejected]:
     """Each row as the `Tokens` that come of it, or `Rejected`, in order; they may hold no trained token.
 
-    `loss_on` is `assistant` (every assistant turn), `last` (the last one), `completion` (the turns of a conversation
-    that marks its prompt `"train": False`, else as `last`) or `all` (every token but the first). Assistant turns marked
-    `"train": False` are trained under none of them. Of raw text the completion is trained, with an EOS, or `all`.
-
-    `system` goes before conversations without a system message (`system_mode: keep`) or in the place of theirs
-    (`replace`), or none has one (`drop`). `reasoning: keep` gives a turn that the template renders differently once it
-    is history a row of its own; `template` trains it as the whole conversation has it; `drop` takes the reasoning out
-    of the data. `notes` counts what was changed and what the template changes.
-
-    Raises `DataError` where no row could be rendered: a slow tokenizer, no chat template, no EOS for raw text.
+    `notes` counts what was changed and what the template changes. Raises `DataError` where no row could be rendered: a
+    slow tokenizer, no chat template, no EOS for raw text.
     """
     check_fast(tokenizer)
     notes = Counter() if notes is None else notes
-    options = {"loss_on": loss_on, "system": system, "system_mode": system_mode, "reasoning": reasoning}
-    first = next((row for row in rows if isinstance(row, Conversation)), None)
-    template = ChatTemplate(tokenizer, first.source) if first else None
+    from_chats = _render_chats([row for row in rows if isinstance(row, Conversation)], tokenizer, rendering)
+    from_texts = _render_texts([row for row in rows if isinstance(row, Text)], tokenizer, rendering, notes)
     rendered: list[list[Tokens] | Rejected] = []
-    for begin in range(0, len(rows), CHUNK):
-        chunk = rows[begin : begin + CHUNK]
-        chats = [row for row in chunk if isinstance(row, Conversation)]
-        texts = [row for row in chunk if isinstance(row, Text)]
-        from_chats = iter(_render_chats(chats, template, options) if template else [])
-        from_texts = iter(_render_texts(texts, tokenizer, loss_on) if texts else [])
-        for row in chunk:
-            result = next(from_chats) if isinstance(row, Conversation) else next(from_texts)
-            if isinstance(result, Refused):
-                rendered.append(reject(row, result))
-            elif isinstance(result, Tokens):
-                rendered.append([result])
-            else:
-                notes.update(result[0][0].chat.prepared.notes)
-                rendered.append([tokens for _, tokens in result])
+    for row in rows:
+        result = next(from_chats) if isinstance(row, Conversation) else next(from_texts)
+        if isinstance(result, Refused):
+            rendered.append(reject(row, result))
+        elif isinstance(result, Tokens):
+            rendered.append([result])
+        else:
+            notes.update(result[0][0].chat.prepared.notes)
+            rendered.append([tokens for _, tokens in result])
     return rendered
 
 
 def serving_examples(
-    rows: Sequence[Conversation],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    loss_on: str = "assistant",
-    system: str | None = None,
-    system_mode: str = "keep",
-    reasoning: str = "keep",
+    rows: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[dict[str, Any]]:
     """What a server that has only the saved tokenizer must make of the rows: JSON objects, one for each row of tokens.
 
-    `tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)` must give `ids`, which are those trained.
-    What no one rendering gives (see `Part`) is left out.
+    `tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)` must give `ids`, which are those trained,
+    but for the date, which is the server's. What no one rendering gives (see `Part`) is left out.
     """
-    template = ChatTemplate(tokenizer, rows[0].source)
-    options = {"loss_on": loss_on, "system": system, "system_mode": system_mode, "reasoning": reasoning}
     return [
         {"source": part.source, "messages": part.messages, "tools": part.chat.tools, "ids": tokens.ids.tolist()}
-        for result in _render_chats(rows, template, options)
+        for result in _render_chats(rows, tokenizer, replace(rendering, date=None))
         if not isinstance(result, Refused)
         for part, tokens in result
         if not part.joined
@@ -102,25 +76,36 @@ def reject(row: AnyRow, refused: Refused) -> Rejected:
     return Rejected(row.source, refused.reason, read, refused.fix)
 
 
-def _render_texts(rows: list[Text], tokenizer: PreTrainedTokenizerBase, loss_on: str) -> list[Tokens | Refused]:
-    if tokenizer.eos_token_id is None:
+def _render_texts(
+    rows: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering, notes: Counter[str]
+) -> Iterator[Tokens | Refused]:
+    if rows and tokenizer.eos_token_id is None:
         raise DataError(
             f"{rows[0].source}: the tokenizer has no eos_token, so that raw text could not teach where to stop",
             "Set eos_token in the model's tokenizer_config.json.",
         )
     encoded = encode(tokenizer, [row.prompt + row.completion for row in rows], add_special_tokens=True)
-    return [
-        text if isinstance(text, Refused) else _render_text(row, text, tokenizer, loss_on)
-        for row, text in zip(rows, encoded, strict=True)
-    ]
+    for row, text in zip(rows, encoded, strict=True):
+        try:
+            yield text if isinstance(text, Refused) else _render_text(row, text, tokenizer, rendering.loss_on, notes)
+        except Refused as refused:
+            yield refused
 
 
-def _render_text(row: Text, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Tokens:
+def _render_text(
+    row: Text, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, loss_on: str, notes: Counter[str]
+) -> Tokens:
     eos = tokenizer.eos_token_id
-    first, _ = tokens_in(encoded, len(row.prompt), len(encoded.text), tokenizer)
+    first = 0
+    if loss_on != "all":
+        begin, end = len(row.prompt), len(encoded.text)
+        first, last, found = _tokens_of_answer(encoded, begin, end, tokenizer, blank=None)
+        first = max(first, 0 if len(encoded.lead) else 1)  # nothing stands before the first token of a row
+        _refuse_silence(encoded, (first, last), (begin, end), "the completion")
+        notes.update(found)
     doubled = encoded.doubled_bos(tokenizer.bos_token_id)
     ids, tail = encoded.ids[doubled:], encoded.tail
-    body = np.arange(doubled, len(encoded.ids)) >= (0 if loss_on == "all" else first)
+    body = np.arange(doubled, len(encoded.ids)) >= first
     if len(tail) and len(ids) and tail[0] == ids[-1] == eos:
         tail = tail[1:]  # the text writes the EOS that the tokenizer adds
     whole = np.concatenate([encoded.lead, ids, tail])
@@ -131,30 +116,74 @@ def _render_text(row: Text, encoded: Encoded, tokenizer: PreTrainedTokenizerBase
     return Tokens(whole, trained, row.source)
 
 
+def _tokens_of_answer(
+    encoded: Encoded, start: int, end: int, tokenizer: PreTrainedTokenizerBase, *, blank: str | None
+) -> tuple[int, int, list[str]]:
+    """The tokens `[first, last)` of what is said in the characters `[start, end)`, and what is to be noted.
+
+    `blank`: the characters at the end of the prompt in which the first may begin (None: all white space).
+    """
+    first, last = tokens_in(encoded, start, end, tokenizer)
+    taken = taken_before(encoded, first, start)
+    if taken and not taken.strip(blank):
+        return first - 1, last, [BEGINS_IN_SPACE]
+    return first, last, [BEGINS_IN_PROMPT] if taken else []
+
+
+def _refuse_silence(encoded: Encoded, tokens: tuple[int, int], answer: tuple[int, int], place: str) -> None:
+    """Raises `Refused` where the tokens `[first, last)` say nothing of an answer, characters `[start, end)`."""
+    (first, last), (start, end) = tokens, answer
+    if not encoded.text[start:end].strip():
+        return
+    if first < last and encoded.text[max(start, encoded.starts[first]) : end].strip():
+        return
+    reason = f"{place}: none of it can be trained but the token that ends it"
+    if first:
+        where = "begins in the prompt" if encoded.starts[first - 1] < start else "is the first of the row"
+        reason += f": the token {encoded.piece(first - 1)!r} {where}"
+    raise Refused(
+        reason, "Let the prompt end where a word ends, and the answer begin with the white space; or take the row out."
+    )
+
+
 def _render_chats(
-    rows: Sequence[Conversation], template: ChatTemplate, options: dict[str, Any]
-) -> list[list[tuple[Part, Tokens]] | Refused]:
+    rows: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, rendering: Rendering
+) -> Iterator[list[tuple[Part, Tokens]] | Refused]:
     """What each conversation gives: renderings and their tokens, or why it gives none."""
-    found: list[list[Part] | Refused] = []
-    for row in rows:
-        try:
-            found.append(find_parts(read_chat(row, template, **options), template))
-        except Refused as refused:
-            found.append(refused)
-    texts = [part.text for parts in found if not isinstance(parts, Refused) for part in parts]
+    if not rows:
+        return
+    template = ChatTemplate(tokenizer, rows[0].source, rendering.date)
+    found: deque[list[Part] | Refused] = deque()
+
+    def texts() -> Iterator[str]:
+        for row in rows:
+            try:
+                parts = find_parts(read_chat(row, template, rendering), template)
+            except Refused as refused:
+                found.append(refused)
+            else:
+                found.append(parts)
+                yield from (part.text for part in parts)
+
+    made: list[tuple[Part, Tokens]] = []
+    problems: list[Refused] = []
     # No special tokens here: a template writes the BOS itself, a second one would shift every row.
-    encoded = iter(encode(template.tokenizer, texts, add_special_tokens=False))
-    rendered: list[list[tuple[Part, Tokens]] | Refused] = []
-    for parts in found:
-        if isinstance(parts, Refused):
-            rendered.append(parts)
-            continue
-        pairs = [(part, next(encoded)) for part in parts]
+    for text in encode(tokenizer, texts(), add_special_tokens=False):
+        while isinstance(parts := found[0], Refused):
+            yield parts
+            found.popleft()
+        part = parts[len(made) + len(problems)]
         try:
-            rendered.append([(part, _mask(part, text, template)) for part, text in pairs])
+            made.append((part, _mask(part, text, template)))
         except Refused as refused:
-            rendered.append(refused)
-    return rendered
+            problems.append(refused)
+        if len(made) + len(problems) == len(parts):
+            yield problems[0] if problems else made
+            made, problems = [], []
+            found.popleft()
+    for rest in found:
+        assert isinstance(rest, Refused)
+        yield rest
 
 
 def _mask(part: Part, encoded: Encoded | Refused, template: ChatTemplate) -> Tokens:
@@ -164,17 +193,27 @@ def _mask(part: Part, encoded: Encoded | Refused, template: ChatTemplate) -> Tok
     train_others = part.chat.loss_on == "all"
     trained = np.full(len(encoded.ids), train_others)
     for turn in part.turns:
-        first, last = tokens_in(encoded, turn.start, turn.end, template.tokenizer)
+        first, last, notes = _tokens_of_answer(encoded, turn.start, turn.end, template.tokenizer, blank=" ")
         if not train_others:
-            if last == first or int(encoded.ids[last - 1]) not in template.terminators:
-                raise no_terminator(part.chat.prepared.place(turn.index), encoded.text[turn.start : turn.end])
-            if first > 0 and encoded.ends[first - 1] > turn.start:
-                part.chat.prepared.notes.append(BEGINS_IN_PROMPT)
+            _check_turn(part, turn, encoded, (first, last), template)
+            part.chat.prepared.notes.extend(notes)
         trained[first:last] = not train_others
     trained[:1] = False
     if not train_others and not part.joined and template.has_markers(part.chat.tools):
         _cross_check(part, encoded, trained, template)
     return Tokens(encoded.ids, trained, part.source)
+
+
+def _check_turn(part: Part, turn: Turn, encoded: Encoded, tokens: tuple[int, int], template: ChatTemplate) -> None:
+    """Raises `Refused` where the tokens of a turn do not end with a terminator, or are nothing else."""
+    first, last = tokens
+    place = part.chat.prepared.place(turn.index)
+    end = last
+    while end > first and int(encoded.ids[end - 1]) in template.terminators:
+        end -= 1
+    if end == last:
+        raise no_terminator(place, encoded.text[turn.start : turn.end])
+    _refuse_silence(encoded, (first, end), (turn.start, int(encoded.starts[end])), place)
 
 
 def _cross_check(part: Part, encoded: Encoded, trained: NDArray[np.bool_], template: ChatTemplate) -> None:
@@ -186,7 +225,7 @@ def _cross_check(part: Part, encoded: Encoded, trained: NDArray[np.bool_], templ
     """
     marked = np.zeros(len(encoded.ids), bool)
     for start, end in template.marked(part.messages, part.chat.tools):
-        first, last = tokens_in(encoded, start, end, template.tokenizer)
+        first, last, _ = _tokens_of_answer(encoded, start, end, template.tokenizer, blank=" ")
         marked[first:last] = True
     differs = trained != marked
     if [turn.index for turn in part.turns] != [i for i, m in enumerate(part.messages) if m["role"] == "assistant"]:

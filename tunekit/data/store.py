@@ -1,8 +1,9 @@
 """Tokenised rows on disk: written once, read through a memory map, so that data may be larger than memory.
 
 A store is a folder: `rows.arrow` (an Arrow IPC file, a record batch for each chunk that was written), `rejected.jsonl`
-(the rows that could not be used) and `report.json` (what came of them all, and the hashes of the three). It is whole
-or not there; one that no longer has its hashes is made again.
+(the rows that could not be used) and `report.json` (what came of them all, and the hashes of the three). What was read
+stands beside the first of the token rows that came of it. A store is whole or not there; one that no longer has its
+hashes is made again.
 """
 
 import bisect
@@ -88,7 +89,10 @@ class Store(Sequence[Tokens]):
     def row(self, i: int) -> AnyRow:
         """What was read, from which token row `i` was rendered."""
         batch, k = self._place(i)
-        kind, values = json.loads(batch.column("row")[k].as_py())
+        column = batch.column("row")
+        while not column[k].is_valid:
+            k -= 1
+        kind, values = json.loads(column[k].as_py())
         row: AnyRow = KINDS[kind](**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         return row
 
@@ -163,7 +167,7 @@ def _record_batch(chunk: Sequence[Rendered]) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for each in chunk:
         row = json.dumps([type(each.row).__name__, asdict(each.row)], ensure_ascii=False)
-        for tokens in each.tokens:
+        for number, tokens in enumerate(each.tokens):
             trained = tokens.trained.view(np.uint8)
             digest = hashlib.blake2b(tokens.ids.tobytes() + trained.tobytes(), digest_size=8).digest()
             columns["ids"].append(tokens.ids)
@@ -172,7 +176,7 @@ def _record_batch(chunk: Sequence[Rendered]) -> pa.RecordBatch:
             columns["item"].append(each.item)
             columns["digest"].append(int.from_bytes(digest, "little"))
             columns["source"].append(tokens.source)
-            columns["row"].append(row)
+            columns["row"].append(row if number == 0 else None)
     return pa.record_batch([pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
 
 

@@ -16,16 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from tunekit.data.formats import Found
 from tunekit.data.loader import LoadedStep
+from tunekit.data.notes import note_growth, say_notes
 from tunekit.data.plan import pack
 from tunekit.data.prepare import OVERLONG_SHARE, SHOWN, rejections
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Rejected, Tokens
 from tunekit.data.store import Rendered
-from tunekit.data.tokenise import KINDS, Reading, Rendering, rendered, terminators, with_format
+from tunekit.data.tokenise import EXAMPLES, KINDS, Reading, rendered, sizes, terminators, with_format
 from tunekit.errors import DataError
 
 log = logging.getLogger("tunekit")
-
-EXAMPLES = 8  # conversations that are kept
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class StreamLoader:
         self._readings = [with_format(reading) for reading in readings]
         self.tokenizer, self.rendering, self.settings = tokenizer, rendering, settings
         self.held_out, self.reject = held_out, reject
-        self.counts, self.notes = Counts(), Counter[str]()
+        self.counts, self.notes, self._sizes = Counts(), Counter[str](), Counter[str]()
         self.first: list[Tokens] = []
         self.conversations: list[Conversation] = []
         self.kind = ""
@@ -106,7 +106,9 @@ class StreamLoader:
         self._cursors = [Cursor(item=held_out if i == 0 else 0) for i in range(len(readings))]
         self._sources: dict[int, Iterator[tuple[int, Rendered | Rejected]]] = {}
         self._block = _Block()
+        self._begin: list[Rendered] = []  # of the first block
         self._rows = self._read_block()
+        self.say_notes()
 
     @property
     def num_steps(self) -> int:
@@ -131,6 +133,11 @@ class StreamLoader:
         row = Tokens(ids, np.arange(len(ids)) > 0, self.first[0].source)
         return [row] * self.settings.batch_size
 
+    def say_notes(self) -> None:
+        """Says what rendering changed in the rows read since the start or the resume, in the first pass over them."""
+        note_growth(self.notes, self._sizes["tokens"], self._sizes["longest"])
+        say_notes("data.streaming", self.notes, self._sizes["rows"])
+
     def state_dict(self) -> dict[str, Any]:
         carried = [(row.ids.tolist(), row.trained.tolist(), row.source, row.part) for row in self._block.carried]
         block = {"number": self._block.number, "done": self._block.done, "carried": carried}
@@ -144,6 +151,8 @@ class StreamLoader:
         self._block = _Block(state["number"], carried=carried, done=state["done"])
         self._cursors = [Cursor(**each) for each in state["cursors"]]
         self._sources.clear()
+        self.notes.clear()
+        self._sizes.clear()
         self._rows = self._read_block()
         self.counts = Counts(**state["counts"])
 
@@ -170,7 +179,8 @@ class StreamLoader:
             rows += self._next(self._furthest_behind())
         if not self.first:
             self.first = rows[:]
-            self.terminators = terminators(rows, self.tokenizer)
+            self.terminators = terminators(self._begin, self.tokenizer, self.rendering)
+            self._begin.clear()
         self._check()
         if self.settings.sampling == "random":
             generator = np.random.default_rng([self.settings.seed, self._block.number, self.settings.rank])
@@ -200,6 +210,8 @@ class StreamLoader:
         if isinstance(each, Rejected):
             return self._rejected(each, first_pass=cursor.turn == 0)
         self.kind = KINDS[type(each.row)]
+        if not self.first:
+            self._begin.append(each)
         if isinstance(each.row, Conversation) and len(self.conversations) < EXAMPLES:
             self.conversations.append(each.row)
         rows = [row for tokens in each.tokens if (row := self._fitted(tokens, part, cursor.turn == 0)) is not None]
@@ -212,7 +224,11 @@ class StreamLoader:
         rank, world_size = self.settings.rank, self.settings.world_size
         rows = enumerate(self._readings[part].rows(Found(), cursor.item), start=cursor.item)
         mine = ((number, row) for number, row in rows if number % world_size == rank)
-        for chunk in rendered(mine, self.tokenizer, self.rendering, self.notes):
+        first_pass = cursor.turn == 0
+        for chunk in rendered(mine, self.tokenizer, self.rendering, self.notes if first_pass else Counter()):
+            if first_pass:
+                good = [each for _, each in chunk if isinstance(each, Rendered)]
+                self._sizes.update(rows=len(chunk), **sizes(good))
             yield from chunk
 
     def _rejected(self, row: Rejected, first_pass: bool) -> list[Tokens]:

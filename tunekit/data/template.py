@@ -6,6 +6,7 @@ One call renders one conversation: a call for many is not faster, and would not 
 import json
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
@@ -31,6 +32,15 @@ TEMPLATE_ERRORS = (
     RecursionError,
 )
 GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+# The parts of a date that `strftime` writes.
+DATE_PARTS = [f"%{part}" for part in ("-d", "-m", "e", *"aAbBdHIjmMpSUwWxXyY")]
+IDS = (
+    'Give each tool call an "id" of 9 letters and digits, and each tool message the id of its call as "tool_call_id"; '
+    "or set data.chat_template: path.jinja, a template without this rule."
+)
+CHANGE = "Change the row (or data.system, if that adds the system message), or set data.chat_template: path.jinja."
+# "Tool call IDs should be alphanumeric strings with length 9!" (Mistral)
+NEEDS_IDS = re.compile(r"\bids?\b.*\b9\b", re.IGNORECASE)
 
 
 def possible_terminators(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -41,16 +51,21 @@ def possible_terminators(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 class ChatTemplate:
-    """Renders conversations. Raises `DataError` where the tokenizer has no template, or one that is no template."""
+    """Renders conversations, on a given `date` or today.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    Raises `DataError` where the tokenizer has no template, or one that is no template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, date: str | None = None) -> None:
         self.tokenizer = tokenizer
+        self.date = date
         self.terminators = frozenset(possible_terminators(tokenizer))
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(tokenizer.all_special_tokens)
         self._special = _Tokens(special)
         self._ends = _Tokens({token for token in special if tokenizer.convert_tokens_to_ids(token) in self.terminators})
         self._tools: dict[str, Tools] = {}
+        self._left_out: dict[tuple[Any, ...], frozenset[int]] = {}
         try:
             _variables_of(self.text(None))
         except ValueError as error:
@@ -66,7 +81,8 @@ class ChatTemplate:
 
     def text(self, tools: Tools | None) -> str:
         """The template itself; a tokenizer may have another one for conversations with tools."""
-        return str(self.tokenizer.get_chat_template(tools=tools))
+        text = str(self.tokenizer.get_chat_template(tools=tools))
+        return text if self.date is None or "strftime_now" not in text else _clock(self.date) + text
 
     def has_markers(self, tools: Tools | None) -> bool:
         """Whether it marks what the model writes by `{% generation %}`."""
@@ -79,17 +95,15 @@ class ChatTemplate:
                 self.tokenizer.apply_chat_template(
                     messages,
                     tools=tools,  # type: ignore[arg-type]
+                    chat_template=self.text(tools),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                 )
             )
         except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise Refused(
-                f"the chat template refuses the messages ({roles}): {error}",
-                "Change the row (or data.system, if that adds the system message), or set data.chat_template: "
-                "path.jinja.",
-            ) from error
+            fix = IDS if NEEDS_IDS.search(str(error)) else CHANGE
+            raise Refused(f"the chat template refuses the messages ({roles}): {error}", fix) from error
 
     def render_either_form(
         self, messages: list[Message], tools: Tools | None, *, add_generation_prompt: bool = False
@@ -118,6 +132,22 @@ class ChatTemplate:
         )
         return rendering[1][0]
 
+    def left_out(self, messages: list[Message], tools: Tools | None) -> frozenset[int]:
+        """The messages, not the assistant's, that the template leaves out whatever they say.
+
+        Found once for each sequence of roles, by a word in each message that no other text holds.
+        """
+        kind = (tools is None, *((message["role"], "tool_calls" in message) for message in messages))
+        if kind not in self._left_out:
+            words = {i: f"message{i}word" for i, message in enumerate(messages) if message["role"] != "assistant"}
+            asked = [{**message, "content": words[i]} if i in words else message for i, message in enumerate(messages)]
+            try:
+                _, text = self.render_either_form(asked, tools)
+            except Refused:  # it wants a certain content there
+                words = {}
+            self._left_out[kind] = frozenset(i for i, word in words.items() if word not in text)
+        return self._left_out[kind]
+
     @cached_property
     def generation_prompt(self) -> str:
         """What the template writes to ask for an answer; `""` where it refuses the simplest question."""
@@ -129,7 +159,7 @@ class ChatTemplate:
             return ""
 
     def parse_tools(self, text: str | None) -> Tools | None:
-        """The tool schemas of a row. Raises `Refused` where they are none, or the template leaves them out."""
+        """The tool schemas of a row. Raises `Refused` where the template leaves them out."""
         if text is None:
             return None
         if text not in self._tools:
@@ -137,12 +167,7 @@ class ChatTemplate:
         return self._tools[text]
 
     def _parse_tools(self, text: str) -> Tools:
-        try:
-            tools = json.loads(text)
-        except (ValueError, RecursionError):
-            tools = None
-        if not isinstance(tools, list) or not tools or not all(isinstance(tool, dict) for tool in tools):
-            raise Refused(f"tools must be a list of tool schemas, found {text[:60]!r}")
+        tools: Tools = json.loads(text)
         if "tools" not in _variables_of(self.text(tools)):
             raise Refused(
                 "the row has tools, and the chat template does not render tools",
@@ -206,6 +231,14 @@ class _Tokens:
         """The first token in the text, or `""`."""
         found = (self.at(text, begin.start()) for begin in self.begin.finditer(text))
         return next((token for token in found if token), "")
+
+
+def _clock(date: str) -> str:
+    """`strftime_now` as it is on a day: a macro, for transformers hands no function over to a template."""
+    day = datetime.fromisoformat(date)
+    replacing = "".join(f" | replace({part!r}, {day.strftime(part)!r})" for part in DATE_PARTS)
+    # What follows keeps a line break at the beginning of the template, which the end of a block would swallow.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replacing} }}}}{{% endmacro %}}{{{{ '' }}}}"
 
 
 @lru_cache

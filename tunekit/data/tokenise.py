@@ -19,8 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tunekit.data import formats
 from tunekit.data.encode import check_fast
+from tunekit.data.messages import strings
+from tunekit.data.notes import note_growth, say_notes
 from tunekit.data.pairs import Labelled, Pair, render_pairs, render_prompts, render_unpaired
 from tunekit.data.render import render_all
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import AnyRow, Conversation, Preference, Prompt, Rejected, Text, Tokens, Unpaired
 from tunekit.data.sources import RowSource
 from tunekit.data.store import Rendered, Store, stored, write_rows
@@ -29,8 +32,11 @@ from tunekit.files import cache_root
 
 log = logging.getLogger("tunekit")
 
-# Rows rendered and tokenised by one call: many enough that the cost of a call vanishes, few enough to hold in memory.
+# Rows, and characters in them, that are rendered together: enough that the cost of a call vanishes, and few enough to
+# hold in memory.
 CHUNK = 1000
+CHUNK_TEXT = 4_000_000
+EXAMPLES = 8  # conversations that show which tokens end a turn
 KINDS: dict[type, str] = {
     Conversation: "conversations",
     Text: "conversations",
@@ -38,16 +44,6 @@ KINDS: dict[type, str] = {
     Unpaired: "unpaired",
     Prompt: "prompts",
 }
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How rows become tokens; see `render_all`."""
-
-    loss_on: str = "assistant"
-    system: str | None = None
-    system_mode: str = "keep"
-    reasoning: str = "keep"
 
 
 @dataclass(frozen=True)
@@ -101,27 +97,38 @@ def rendered(
     notes: Counter[str],
 ) -> Iterator[list[tuple[int, Rendered | Rejected]]]:
     """Chunks of rows rendered, in order, each with its number; a row without a trained token is rejected."""
-    numbered = iter(numbered)
-    while chunk := list(itertools.islice(numbered, CHUNK)):
+    for chunk in _chunks(numbered):
         rows = [row for _, row in chunk if not isinstance(row, Rejected)]
         made = iter(_render(rows, tokenizer, rendering, notes) if rows else [])
         yield [(i, row if isinstance(row, Rejected) else _checked(i, row, next(made), rendering)) for i, row in chunk]
 
 
+def _chunks(numbered: Iterable[tuple[int, AnyRow | Rejected]]) -> Iterator[list[tuple[int, AnyRow | Rejected]]]:
+    chunk: list[tuple[int, AnyRow | Rejected]] = []
+    size = 0
+    for number, row in numbered:
+        chunk.append((number, row))
+        size += sum(map(len, strings(vars(row))))
+        if len(chunk) == CHUNK or size >= CHUNK_TEXT:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def _render(
     rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase, rendering: Rendering, notes: Counter[str]
 ) -> list[list[Tokens] | Rejected]:
-    options = {key: value for key, value in asdict(rendering).items() if key != "loss_on"}
     kind = KINDS[type(rows[0])]
     if kind == "conversations":
-        return render_all(rows, tokenizer, loss_on=rendering.loss_on, notes=notes, **options)
+        return render_all(rows, tokenizer, rendering, notes)
     made: Sequence[Pair | Labelled | Tokens | Rejected]
     if kind == "pairs":
-        made = render_pairs(rows, tokenizer, notes=notes, **options)
+        made = render_pairs(rows, tokenizer, rendering, notes)
     elif kind == "unpaired":
-        made = render_unpaired(rows, tokenizer, notes=notes, **options)
+        made = render_unpaired(rows, tokenizer, rendering, notes)
     else:
-        made = render_prompts(rows, tokenizer, **options)
+        made = render_prompts(rows, tokenizer, rendering)
     return [each if isinstance(each, Rejected) else _token_rows(each) for each in made]
 
 
@@ -159,12 +166,14 @@ def _write(
         items = itertools.islice(enumerate(reading.rows(found)), count)
         for chunk in rendered(items, tokenizer, rendering, notes):
             good = [each for _, each in chunk if isinstance(each, Rendered)]
-            counts.update(rows=len(good), rejected=len(chunk) - len(good))
+            counts.update(rows=len(good), rejected=len(chunk) - len(good), **sizes(good))
             kinds.update(KINDS[type(each.row)] for each in good)
-            ends.update(terminators([tokens for each in good for tokens in each.tokens], tokenizer))
+            if rendering.loss_on != "all" or not ends:
+                ends.update(terminators(good, tokenizer, rendering))
             yield [each for _, each in chunk]
 
     write_rows(folder, chunks())
+    note_growth(notes, counts["tokens"], counts["longest"])
     return {
         "source": reading.source.name,
         "format": found.format,
@@ -178,11 +187,28 @@ def _write(
     }
 
 
-def terminators(rows: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The special tokens that end what is trained: the last one of each run of trained tokens. `rows` must be uncut."""
+def sizes(rows: Sequence[Rendered]) -> dict[str, int]:
+    """How many tokens came of the rows, and how many those of the longest token row of each have."""
+    lengths = [[len(tokens.ids) for tokens in each.tokens] for each in rows]
+    return {"tokens": sum(map(sum, lengths)), "longest": sum(map(max, lengths))}
+
+
+def terminators(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> frozenset[int]:
+    """The special tokens that end what is trained: the last one of each run of trained tokens.
+
+    Under `loss_on: all` a conversation is one run, which another token may end than its turns (Phi-3): then those that
+    end the turns of some of the conversations.
+    """
+    token_rows = [tokens for each in rows for tokens in each.tokens]
+    chats = [each.row for each in rows if isinstance(each.row, Conversation)]
+    if rendering.loss_on == "all" and chats:
+        made = render_all(chats[:EXAMPLES], tokenizer, replace(rendering, loss_on="assistant"))
+        turns = [tokens for each in made if not isinstance(each, Rejected) for tokens in each]
+        texts = [tokens for each in rows if not isinstance(each.row, Conversation) for tokens in each.tokens]
+        token_rows = [*turns, *texts] if turns else token_rows
     special = list(possible_terminators(tokenizer))
     found: set[int] = set()
-    for row in rows:
+    for row in token_rows:
         at = np.flatnonzero(row.trained & np.isin(row.ids, special))
         run = np.cumsum(~row.trained)[at]
         found.update(row.ids[at[np.diff(run, append=-1) != 0]].tolist())
@@ -192,15 +218,15 @@ def terminators(rows: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> f
 def _key(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> str:
     """sha256 of all that the token rows depend on: content, how it is read, tokenizer, template, our own code."""
     template = str(tokenizer.chat_template or "")
+    day = (rendering.date or date.today().isoformat()) if "strftime_now" in template else None
     parts: list[Any] = [
         reading.source.fingerprint(),
         reading.source.name,  # the rows name their places by it
         reading.format,
         sorted((reading.columns or {}).items()),
-        asdict(rendering),
+        asdict(replace(rendering, date=day)),
         tokenizer_hash(tokenizer),
         template,
-        date.today().isoformat() if "strftime_now" in template else "",
         [version(name) for name in ("transformers", "tokenizers", "jinja2")],
         _code_hash(),
     ]
@@ -227,5 +253,4 @@ def _say(reading: Reading, store: Store, cached: bool) -> None:
     log.info("%s: %s rows, format %s (%s)%s", reading.source.name, f"{report['rows']:,}", report["format"], how, kept)
     if report["unused"]:
         log.info("%s: keys that are not used: %s", reading.source.name, ", ".join(report["unused"]))
-    for note, count in report["notes"].items():
-        log.info("%s: %s %s", reading.source.name, f"{count:,}", note)
+    say_notes(reading.source.name, report["notes"], report["rows"])

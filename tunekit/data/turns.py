@@ -15,91 +15,19 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tunekit.data.chat import Chat, Part, Turn
 from tunekit.data.kept import OTHER_TEMPLATE, check_answer, check_given, parts_said_twice
-from tunekit.data.messages import (
-    Message,
-    Prepared,
-    Refused,
-    has_reasoning,
-    prepare_messages,
-    without_reasoning,
-)
-from tunekit.data.rows import Conversation
-from tunekit.data.template import ChatTemplate, Tools, shared_length
-
-OWN_ROWS = "turns trained in rows of their own, since the chat template renders them differently later"
-OTHER_HISTORY = (
-    "turns trained after a history without the reasoning that they are asked with (data.reasoning: template)"
-)
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation as the template gets it, and the assistant messages whose spans are `needed`."""
-
-    prepared: Prepared
-    tools: Tools | None
-    needed: list[int]
-    loss_on: str
-    reasoning: str
-    source: str
-
-    @property
-    def messages(self) -> list[Message]:
-        return self.prepared.messages
-
-
-@dataclass(frozen=True)
-class Turn:
-    """The characters `[start, end)` that the model writes as the message `index`, its terminator included."""
-
-    index: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A rendering that becomes one row of tokens: the `text` of the first `count` messages, and turns in it.
-
-    `joined`: the text is no rendering by itself, but that of a question and the turn from that of its answer.
-    """
-
-    chat: Chat
-    count: int
-    text: str
-    turns: list[Turn]
-    source: str
-    joined: bool = False
-
-    @property
-    def messages(self) -> list[Message]:
-        return self.chat.messages[: self.count]
-
-
-def read_chat(
-    row: Conversation, template: ChatTemplate, *, loss_on: str, system: str | None, system_mode: str, reasoning: str
-) -> Chat:
-    """The conversation as the template gets it, and the turns to find for `loss_on`. Raises `Refused`.
-
-    These are the turns to train, and for `all` those that are not to be trained.
-    """
-    prepared = prepare_messages(row.messages, system=system, system_mode=system_mode, reasoning=reasoning)
-    template.refuse_special_tokens(prepared)
-    turns = [i for i, message in enumerate(prepared.messages) if message["role"] == "assistant"]
-    needed = [i for i in turns if row.messages[prepared.numbers[i]].get("train", True)]
-    if loss_on == "all":
-        needed = [i for i in turns if i not in needed]
-    elif loss_on == "last" or (loss_on == "completion" and all(m.get("train", True) for m in row.messages)):
-        needed = [i for i in needed if i == turns[-1]]
-    return Chat(prepared, template.parse_tools(row.tools), needed, loss_on, reasoning, row.source)
+from tunekit.data.messages import OPEN, Message, has_reasoning, without_reasoning
+from tunekit.data.notes import OTHER_HISTORY, OWN_ROWS
+from tunekit.data.rows import Refused
+from tunekit.data.template import ChatTemplate, shared_length
 
 
 def find_parts(chat: Chat, template: ChatTemplate) -> list[Part]:
     """The rows to train on: those of turns that need one of their own, then the whole. Raises `Refused`."""
     messages, whole = template.render_either_form(chat.messages, chat.tools)
     chat = replace(chat, prepared=replace(chat.prepared, messages=messages))
-    check_given(chat.prepared, whole)
+    check_given(chat.prepared, whole, template.left_out(messages, chat.tools))
     finder = _Finder(chat, template, whole)
     if chat.loss_on == "all":
         return [finder.part_for_all()]
@@ -256,11 +184,24 @@ class _Finder:
 
     def check_head(self, alone: _Alone) -> None:
         """Raises `Refused` where the template does not begin an answer with the words in which it asks for one."""
-        if not alone.text.startswith(alone.head):
-            fix = f"S{OTHER_TEMPLATE[1:]} begins an answer with the words in which it asks for one"
-            if self._without_reasoning(alone).startswith(alone.head):
-                fix += ", or data.reasoning: drop to take the reasoning out of the data"
-            raise Refused(self._differing(alone, alone.text), f"{fix}.")
+        if alone.text.startswith(alone.head):
+            return
+        fix = f"S{OTHER_TEMPLATE[1:]} begins an answer with the words in which it asks for one"
+        if self._without_reasoning(alone).startswith(alone.head):
+            fix += ", or data.reasoning: drop to take the reasoning out of the data"
+        if alone.head.rstrip().endswith(OPEN):
+            fix = self._open_tag(alone)
+        raise Refused(self._differing(alone, alone.text), f"{fix}.")
+
+    def _open_tag(self, alone: _Alone) -> str:
+        """What helps where the template asks with an open tag, so that the model is to reason before it answers."""
+        cause = f"The template asks for an answer with an open {OPEN}, which this answer is not rendered with. "
+        reasoned = {**without_reasoning(self.chat.messages[alone.index]), "reasoning_content": "x"}
+        fix = f"set data.chat_template: path.jinja, a copy of the template that asks without {OPEN}"
+        with contextlib.suppress(Refused):
+            if self._render([*self.chat.messages[: alone.index], reasoned]).startswith(alone.head):
+                return f'{cause}Write the reasoning of the answer under "reasoning_content", or {fix}'
+        return f"{cause}S{fix[1:]}"
 
     def check_answer(self, i: int, count: int, text: str, start: int, end: int) -> None:
         """Raises `Refused` where `text`, of the first `count` messages, leaves out in `[start, end)` what `i` says."""

@@ -19,15 +19,22 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
     Raises `RecipeError` where there is no template or it refuses the conversation (a system message, for example).
     """
-    if not isinstance(prompt.prompt, str) and tokenizer.chat_template is None:
+    return all_prompt_ids(tokenizer, [prompt])[0]
+
+
+def all_prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """`prompt_ids` of each of the prompts; many together take little longer than one."""
+    if tokenizer.chat_template is None and not all(isinstance(each.prompt, str) for each in prompts):
         raise RecipeError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it takes no conversations",
             "Take a chat model, or continue plain text: tunekit generate MODEL --raw --prompt TEXT",
         )
-    (rendered,) = render_prompts([prompt], tokenizer)
-    if isinstance(rendered, Rejected):
-        raise RecipeError(f"{prompt.source}: {rendered.reason}")
-    return rendered.ids.tolist()
+    ids = []
+    for rendered in render_prompts(prompts, tokenizer):
+        if isinstance(rendered, Rejected):
+            raise RecipeError(f"{rendered.source}: {rendered.reason}")
+        ids.append(rendered.ids.tolist())
+    return ids
 
 
 @torch.no_grad()
@@ -47,7 +54,7 @@ def complete(
     Temperature 0 is greedy. Prompts of similar length share a batch, so that little of it is padding; `poll` is called
     before each batch. The model is left in evaluation mode.
     """
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = all_prompt_ids(tokenizer, prompts)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     model.eval()
     for start in range(0, len(order), batch_size):

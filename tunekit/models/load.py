@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jinja2 import TemplateSyntaxError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from tunekit.errors import MissingEnvironment, RecipeError
@@ -113,9 +121,7 @@ def _json_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"model: {file} is damaged: {error}", "Copy the folder again from where it was made."
-        ) from error
+        raise _damaged(file, error) from error
     if not isinstance(content, dict):
         raise RecipeError(f"model: {file} is damaged: it is {type(content).__name__} and no JSON object")
     return content
@@ -162,7 +168,7 @@ def load_model(
     """A causal language model in `dtype` ("auto": the one it is stored in) on `device`.
 
     Attention `auto` is ours over segments where the model takes it, None is what transformers would choose. Raises
-    `MissingEnvironment` where it cannot be loaded that way.
+    `MissingEnvironment` where it cannot be loaded that way, and `RecipeError` where its files are damaged.
     """
     auto = attn_implementation == "auto"
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
@@ -170,7 +176,9 @@ def load_model(
         model = _from_hub_or_disk(
             AutoModelForCausalLM, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
         )
-    except (ValueError, KeyError, ImportError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise _damaged(location.path, error) from error
+    except (ValueError, KeyError, ImportError) as error:
         if auto:
             model = load_model(location, dtype=dtype, device=device, attn_implementation=None)
             log.info("%s does not take a registered attention function: using its own", location.name)
@@ -180,10 +188,40 @@ def load_model(
     return model.to(device)
 
 
+def load_config(location: Location) -> PretrainedConfig:
+    """The model's config. Raises `RecipeError` where it is damaged, or of a type that transformers does not know."""
+    try:
+        config: PretrainedConfig = _from_hub_or_disk(AutoConfig, location)
+    except (ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(
+            f"model: {location.name}: its config.json cannot be used: {reason}",
+            f"It may be damaged, or of an architecture newer than transformers {transformers.__version__}.",
+        ) from error
+    return config
+
+
 def context_length(location: Location) -> int | None:
     """Tokens the model was made for (`max_position_embeddings`), or None where its config does not say."""
-    config = _from_hub_or_disk(AutoConfig, location).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(load_config(location).get_text_config(), "max_position_embeddings", None)
+
+
+def check_weights(location: Location) -> None:
+    """Raises `RecipeError` where a local folder has no weights, or a file of them is damaged; only headers are read."""
+    folder = Path(location.path)
+    files = sorted(folder.glob("*.safetensors"))
+    if folder.is_dir() and not files:
+        raise RecipeError(f"model: {folder} holds no *.safetensors file", "Copy the weights there, or convert them.")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from error
+
+
+def _damaged(file: Path | str, error: Exception) -> RecipeError:
+    return RecipeError(f"model: {file} is damaged: {error}", "Copy the folder again from where it was made.")
 
 
 def weights_hash(location: Location) -> str | None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tunekit.models import adapters
-from tunekit.models.load import Location
+from tunekit.models.load import Location, load_config
 
 # Bytes an optimizer keeps for each trained weight, by a part of its name; AdamW in fp32 has two states of four.
 STATE_BYTES = {"8bit": 2, "lion": 4, "adafactor": 0, "sgd": 0, "adagrad": 4, "rmsprop": 4}
@@ -43,7 +43,7 @@ def memory_need(
 
     Raises `RecipeError` where the adapter does not fit the model.
     """
-    config = AutoConfig.from_pretrained(location.path, revision=location.revision or "main")
+    config = load_config(location)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype if lora else torch.float32)
         if lora:

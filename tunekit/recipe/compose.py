@@ -10,7 +10,8 @@ from tunekit.errors import RecipeError
 from tunekit.recipe.explain import place_of
 from tunekit.recipe.parse import NEEDED, Document, KeyPath, Place, leaves, parse
 from tunekit.recipe.read import read_text
-from tunekit.recipe.schema import EXTENDS, SYNONYMS, expand
+from tunekit.recipe.schema import EXTENDS, SYNONYMS, expand, our_name
+from tunekit.recipe.types import NOT_EXPANDED, VARIABLE
 
 MAX_LEVELS = 8
 MAX_FILES = 16
@@ -25,6 +26,8 @@ class _Base(NamedTuple):
 
 def read_recipe(path: str) -> Document:
     """The file at `path` merged over its bases: sections by key, anything else replaced. A later base wins.
+
+    Null drops what a base says, so that the default holds.
 
     Raises `RecipeError` for a file that is missing or no recipe, and for bases that go round in a circle.
     """
@@ -61,9 +64,9 @@ def _in_full(document: Document) -> Document:
         spot = document.places[()].of_value
         found = "is empty" if document.value is None else "does not hold keys with values"
         raise RecipeError(document.quote(spot, f"{spot}: {found}"), NEEDED)
-    for theirs, ours in SYNONYMS.items():
-        if ours not in document.places and theirs in document.places:
-            document.places[ours] = document.places.pop(theirs)
+    for theirs in SYNONYMS.keys() & document.places.keys():
+        if our_name(theirs) not in document.places:
+            document.places[our_name(theirs)] = document.places.pop(theirs)
     document.value = expand(document.value)
     fill_places(document)
     return document
@@ -76,11 +79,13 @@ def _take_bases(document: Document) -> Iterator[_Base]:
         return
     names = document.value.pop(EXTENDS)
     document.places = {path: place for path, place in document.places.items() if path not in places}
-    listed = names if isinstance(names, list) else [names]
+    listed = names if isinstance(names, list) and names else [names]
     for index, name in enumerate(listed):
         place = places.get((EXTENDS, index), places[EXTENDS,])
         if not isinstance(name, str) or not name:
             raise _error(document, place, "must be the path of a recipe, or a list of paths")
+        if VARIABLE.search(name):
+            raise _error(document, place, f'"{name}": {NOT_EXPANDED}')
         folder = os.path.dirname(place.source)
         yield _Base(os.path.join(folder, os.path.expanduser(name)), place)
 
@@ -122,7 +127,8 @@ def _merge(base: Document, over: Document) -> Document:
 def _merged(base: Any, over: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
-    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+    merged = {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+    return {key: value for key, value in merged.items() if value is not None or base.get(key) is None}
 
 
 def _replaced(base: dict[str, Any], over: dict[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPath]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.load import load
+from tunekit.recipe.parse import dotted, leaves
 from tunekit.recipe.show import flow
 
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
@@ -85,14 +85,14 @@ def _side(path: str) -> _Side:
     file = folder / MANIFEST
     if not file.is_file():
         return side
-    facts = {f"{MANIFEST}:{key}": value for key, value in _values(_json(file))}
+    facts = {f"{MANIFEST}:{key}": value for key, value in _values(_json(file)).items()}
     origins = dict.fromkeys(facts, str(file))
     return _Side({**side.values, **facts}, {**side.origins, **origins}, True)
 
 
 def _recipe(path: str) -> _Side:
     resolved = load(path)
-    return _Side(dict(_values(resolved.recipe.model_dump(mode="json"))), resolved.origins, False)
+    return _Side(_values(resolved.recipe.model_dump(mode="json")), resolved.origins, False)
 
 
 def _json(file: Path) -> Any:
@@ -102,13 +102,6 @@ def _json(file: Path) -> Any:
         raise RecipeError(f"{file}: cannot be read as JSON: {error}") from error
 
 
-def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _values(tree: Any) -> dict[str, Any]:
     """Each value by its dotted key; a list of plain values is one value."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _values(value, f"{prefix}.{key}" if prefix else key)
-    elif isinstance(node, list) and node and isinstance(node[0], dict):
-        for index, item in enumerate(node):
-            yield from _values(item, f"{prefix}.{index}")
-    else:
-        yield prefix, node
+    return {dotted(path): value for path, value in leaves(tree, whole_lists=True)}

@@ -13,14 +13,12 @@ from pydantic_core import ErrorDetails
 
 from tunekit.recipe.excerpt import printable
 from tunekit.recipe.hints import SECTIONS, is_key, nearest_value, unknown_key
-from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted, leaves
+from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted, leaves, scalar
 from tunekit.recipe.rules import conflicts
-from tunekit.recipe.schema import Recipe, expand
+from tunekit.recipe.schema import EXTENDS, Recipe, expand
 
 ACCEPTED = {
     "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing_size": "a smaller number",
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",
@@ -28,15 +26,16 @@ ACCEPTED = {
     "tuple_type": "a list",
     "dict_type": "a section (our keys, their columns)",
     "model_type": "a section (keys and values)",
-    "model_attributes_type": "a section (keys and values)",
     "string_too_short": "some text",
     "too_short": "a list with at least one item",
     "finite_number": "a finite number",
 }
+OWN = ("path", "checkpoint", "attention")  # errors of types.py, which say all that is to be said
+PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 PLACEHOLDER = "?"
 TODO = re.compile(r"TODO(:\s*(.*))?", re.DOTALL)
 MAX_ATTEMPTS = 4
-MAX_ERRORS = 100
+MAX_HINTS = 100  # unknown keys for which a likely one is sought: more take seconds
 MAX_SHOWN = 60
 
 
@@ -54,9 +53,7 @@ def place_of(document: Document, path: KeyPath) -> Place:
     for length in range(len(path), 0, -1):
         if path[:length] in document.places:
             return document.places[path[:length]]
-    # A section that only an override made has no place of its own.
-    inner = (place for known, place in document.places.items() if path and known[: len(path)] == path)
-    return next(inner, document.places[()])
+    return document.places[()]
 
 
 def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
@@ -70,10 +67,11 @@ def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
         for path, errors in _by_path(details, raw).items():
             kind = errors[0]["type"]
             if kind != "missing" or suspects.isdisjoint(_required(path)):
-                message, meant = _message(path, errors)
+                message, meant = _message(path, errors, brief=len(problems) >= MAX_HINTS)
                 whole = path[:-1] if isinstance(path[-1], int) else path
                 suspects.update((dotted(path), dotted(whole), meant))
                 problems.setdefault(path, _problem(document, path, message, kind == "extra_forbidden"))
+                _check_as(document, raw, path, meant)
             _mend(raw, path, kind == "missing")
         recipe, details = _attempt(raw)
     for conflict in conflicts(recipe) if recipe else ():
@@ -98,7 +96,8 @@ def _required(path: KeyPath) -> set[str]:
     """The keys, dotted, one of which under a wrong name explains why `path` is missing."""
     model = SECTIONS.get(dotted(path))
     inner = {name for name, field in model.model_fields.items() if field.is_required()} if model else set()
-    return {dotted(path)} | {f"{dotted(path)}.{name}" for name in inner}
+    names = {dotted(path), *(f"{dotted(path)}.{name}" for name in inner)}
+    return names if any(isinstance(part, int) for part in path) else names | {EXTENDS}  # a base has no part of a list
 
 
 def _attempt(raw: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
@@ -106,6 +105,16 @@ def _attempt(raw: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
         return Recipe.model_validate(raw), []
     except ValidationError as error:
         return None, error.errors(include_url=False)
+
+
+def _check_as(document: Document, raw: Any, path: KeyPath, meant: str) -> None:
+    """Has what stands in a section with a wrong name checked as that of the section meant, where there is none."""
+    if len(path) > 1 or meant not in Recipe.model_fields or meant in raw or not isinstance(raw[path[0]], dict):
+        return
+    raw[meant] = raw[path[0]]
+    for known, place in list(document.places.items()):
+        if known[:1] == path:
+            document.places.setdefault((meant, *known[1:]), place)
 
 
 def _mend(raw: Any, path: KeyPath, missing: bool) -> None:
@@ -117,8 +126,10 @@ def _mend(raw: Any, path: KeyPath, missing: bool) -> None:
         *parents, key = parents
     for part in parents:
         raw = raw[part]
-    if isinstance(raw, list) or missing:
-        raw[key] = {"path": PLACEHOLDER} if isinstance(raw, list) else PLACEHOLDER
+    if isinstance(raw, list):
+        raw[key] = {"path": PLACEHOLDER}
+    elif missing:
+        raw.setdefault(key, PLACEHOLDER)
     else:
         raw.pop(key, None)
 
@@ -127,17 +138,20 @@ def _by_path(details: list[ErrorDetails], raw: Any) -> dict[KeyPath, list[ErrorD
     """The errors of each value; where no member of a union fits, only what is wrong deepest inside."""
     found: dict[KeyPath, list[ErrorDetails]] = {}
     # Unknown keys first: one of them may be the missing key under another name.
-    for detail in sorted(details[:MAX_ERRORS], key=lambda detail: detail["type"] != "extra_forbidden"):
-        found.setdefault(_in_document(detail["loc"], raw), []).append(detail)
-    inner = {path: any(other[: len(path)] == path != other for other in found) for path in found}
-    return {path: errors for path, errors in found.items() if not inner[path]}
+    for detail in sorted(details, key=lambda detail: detail["type"] != "extra_forbidden"):
+        found.setdefault(_in_document(detail, raw), []).append(detail)
+    outer = {path[:length] for path in found for length in range(len(path))}
+    return {path: errors for path, errors in found.items() if path not in outer}
 
 
-def _in_document(location: KeyPath, raw: Any) -> KeyPath:
-    """The location without the names that pydantic gives to the members of a union."""
+def _in_document(detail: ErrorDetails, raw: Any) -> KeyPath:
+    """Where the error is, without the names that pydantic gives to the members of a union."""
     path: list[str | int] = []
-    for part in location:
+    *_, last = detail["loc"]
+    for part in detail["loc"]:
         if isinstance(part, str) != isinstance(raw, dict):
+            continue
+        if isinstance(raw, dict) and part not in raw and (detail["type"] != "missing" or part != last):
             continue
         path.append(part)
         if isinstance(raw, dict):
@@ -152,17 +166,20 @@ def _problem(document: Document, path: KeyPath, message: str, at_key: bool) -> P
     return Problem(path, place.of_key if at_key else place.of_value, message)
 
 
-def _message(path: KeyPath, errors: list[ErrorDetails]) -> tuple[str, str]:
+def _message(path: KeyPath, errors: list[ErrorDetails], *, brief: bool = False) -> tuple[str, str]:
+    """What to say of a value, and the dotted path of the key probably meant ("" if none)."""
     first = errors[0]
     if first["type"] == "extra_forbidden":
-        return unknown_key(path)
+        return ("unknown key", "") if brief else unknown_key(path)
     default, description = _field(path)
     if first["type"] == "missing":
         return f"is missing. {description}", ""
     value = first["input"]
-    accepted = " or ".join(dict.fromkeys(_accepted(error) for error in errors))
+    errors = [error for error in errors if error["type"] in OWN] or errors
     expected = [word for error in errors for word in re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))]
-    message = f"{'is empty' if value is None else shown(value)}, must be {accepted}{nearest_value(value, expected)}"
+    hint = _meant(path, first) or nearest_value(value, expected, ".".join(_names(path)))
+    accepted = " or ".join(dict.fromkeys(_accepted(error, hint) for error in errors))
+    message = f"{'is empty' if value is None else shown(value)}, must be {accepted}{hint}"
     if value is None and default is not None:
         message += f"; remove the line for the default ({default})"
     elif value is None and dotted(path) in SECTIONS:
@@ -170,20 +187,35 @@ def _message(path: KeyPath, errors: list[ErrorDetails]) -> tuple[str, str]:
     return message, ""
 
 
-def _accepted(error: ErrorDetails) -> str:
+def _meant(path: KeyPath, error: ErrorDetails) -> str:
+    """How to write a value that is another kind of thing here."""
+    value = error["input"]
+    if path == ("data",) and isinstance(value, list):
+        return "; write train: [...] below data"
+    percent = PERCENT.fullmatch(value) if isinstance(value, str) and error["type"] == "float_type" else None
+    return f"; write {float(percent[1]) / 100:g}" if percent else ""
+
+
+def _accepted(error: ErrorDetails, hint: str) -> str:
     if error["type"] == "too_short" and isinstance(error["input"], dict):
         return "a section with at least one key"
     accepted = ACCEPTED.get(error["type"]) or error["msg"].removeprefix("Input should be ").removeprefix("must be ")
-    if isinstance(error["input"], str) and error["type"] in ("int_type", "float_type") and error["input"].isdigit():
+    value = error["input"]
+    if isinstance(value, str) and error["type"] in ("int_type", "float_type") and isinstance(scalar(value), int):
         return f"{accepted} (without quotes)"
-    if error["type"] == "string_type" and isinstance(error["input"], (bool, int, float)):
+    if error["type"] == "string_type" and isinstance(value, (bool, int, float)) and not hint:
         return f"{accepted} (put it in quotes)"
     return accepted
 
 
+def _names(path: KeyPath) -> list[str]:
+    """The keys on the way, without the numbers of list items."""
+    return [part for part in path if isinstance(part, str)]
+
+
 def _field(path: KeyPath) -> tuple[str | None, str]:
     """The default of the field at `path` as it is shown, and its description."""
-    *parents, name = (part for part in path if isinstance(part, str))
+    *parents, name = _names(path)
     model = SECTIONS.get(".".join(parents))
     field = model.model_fields.get(name) if model else None
     if field is None:

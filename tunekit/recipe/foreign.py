@@ -1,7 +1,7 @@
-"""The names that other tools have for things: what they are called here, or why there is no such thing.
+"""The names that other tools have for keys and values: what they are called here, or why there is no such thing.
 
-The one table behind the hints for unknown keys and behind `tunekit convert`. A name is listed under the tool whose own
-it is; that of a library below several tools, under the library.
+The one place behind the hints for what is wrong in a recipe and behind `tunekit convert`. A name is listed under the
+tool whose own it is; that of a library below several tools, under the library.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ RENAMED = {
     "model.revision": {"TRL": "model_revision", "axolotl": "revision_of_model"},
     "model.dtype": {
         "older transformers": "torch_dtype",
-        "transformers": "bf16 fp16",
-        "axolotl": "bfloat16 float16 float32",
+        "transformers": "bf16",
+        "axolotl": "bfloat16 float32",
         "LLaMA-Factory": "pure_bf16",
+        "other tools": "precision mixed_precision",
     },
     "model.attn_implementation": {
         "LLaMA-Factory": "flash_attn",
         "ms-swift": "attn_impl",
         "axolotl": "flash_attention sdp_attention xformers_attention eager_attention flex_attention",
     },
-    "adapter": {"LLaMA-Factory": "peft_config", "other tools": "lora"},
+    "adapter": {"LLaMA-Factory": "peft_config", "other tools": "lora peft"},
     "adapter.type": {"TRL": "use_peft", "LLaMA-Factory": "finetuning_type", "ms-swift": "tuner_type train_type"},
     "adapter.r": {"axolotl and TRL": "lora_r", "LLaMA-Factory": "lora_rank", "other tools": "rank"},
     "adapter.alpha": {"peft": "lora_alpha"},
@@ -71,6 +72,7 @@ RENAMED = {
         "axolotl": "pretraining_dataset",
         "TRL": "dataset_name dataset_mixture dataset_mixer",
         "unsloth": "local_dataset hf_dataset",
+        "other tools": "train_data train_file",
     },
     "data.train[].name": {"TRL": "dataset_config"},
     "data.train[].split": {"TRL": "dataset_train_split"},
@@ -90,6 +92,7 @@ RENAMED = {
         "LLaMA-Factory": "eval_dataset",
         "axolotl": "test_datasets",
         "TRL": "dataset_test_split",
+        "other tools": "eval_data eval_file validation_file",
     },
     "data.eval_split": {
         "LLaMA-Factory": "val_size",
@@ -102,6 +105,7 @@ RENAMED = {
         "LLaMA-Factory": "cutoff_len",
         "older TRL": "max_seq_length",
         "torchtune": "max_seq_len",
+        "other tools": "context_length block_size",
     },
     "data.overlong": {
         "axolotl": "excess_length_strategy",
@@ -143,6 +147,7 @@ RENAMED = {
     "train.num_train_epochs": {"axolotl": "num_epochs", "other tools": "epochs"},
     "train.per_device_train_batch_size": {"axolotl": "micro_batch_size", "torchtitan": "local_batch_size"},
     "train.per_device_train_batch_size or train.global_batch_size": {"other tools": "batch_size"},
+    "train.gradient_accumulation_steps": {"other tools": "grad_accum"},
     "train.optim": {"axolotl": "optimizer"},
     "train.lr_scheduler_type": {"axolotl": "lr_scheduler", "other tools": "scheduler"},
     "train.warmup_steps": {"torchtune": "num_warmup_steps"},
@@ -153,7 +158,6 @@ RENAMED = {
         "unsloth": "use_gradient_checkpointing",
     },
     "train.sampling": {
-        "older transformers": "group_by_length",
         "transformers": "train_sampling_strategy",
         "LLaMA-Factory": "disable_shuffling",
         "axolotl": "curriculum_sampling",
@@ -169,14 +173,59 @@ RENAMED = {
     "save.steps": {"transformers": "save_strategy save_steps"},
     "save.total_limit": {"transformers": "save_total_limit"},
     "report_to": {
-        "axolotl": "wandb_project use_wandb use_tensorboard use_mlflow use_trackio mlflow_tracking_uri",
+        "axolotl": "use_wandb use_tensorboard use_mlflow use_trackio",
         "torchtune": "metric_logger",
     },
     "run_name": {"axolotl": "wandb_name mlflow_run_name trackio_run_name", "older axolotl": "wandb_run_id"},
     "resume": {
         "transformers": "resume_from_checkpoint",
         "axolotl": "auto_resume_from_checkpoints",
-        "older transformers": "overwrite_output_dir",
+    },
+    "extends": {"Hydra": "defaults", "OpenMMLab": "_base_", "other tools": "include"},
+}
+
+# Names that are another tool's only in one section of a recipe, elsewhere ours or nobody's.
+IN_SECTION = {
+    ("model", "name"): Foreign("other tools", "model.name_or_path"),
+    ("model", "path"): Foreign("other tools", "model.name_or_path"),
+    ("data.train", "type"): Foreign("axolotl", "data.train[].format"),
+    ("data.eval", "type"): Foreign("axolotl", "data.eval[].format"),
+    ("eval", "batch_size"): Foreign("other tools", "eval.per_device_eval_batch_size"),
+    ("eval", "strategy"): Foreign("other tools", "eval.steps"),
+    ("save", "strategy"): Foreign("other tools", "save.steps"),
+}
+
+# By our key, values as others write them: ours, or (with a space in it) what to write.
+VALUES: dict[str, dict[str, str]] = {
+    "model.dtype": {
+        **dict.fromkeys(("fp32", "float", "torch.float32"), "float32"),
+        **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
+    },
+    "model.attn_implementation": {
+        **dict.fromkeys(("fa2", "flash", "flash_attn", "flash-attn", "flash_attention"), "flash_attention_2"),
+        **dict.fromkeys(("flash_attn_2", "flash_attention2", "flash-attention-2"), "flash_attention_2"),
+        **dict.fromkeys(("fa3", "flash_attn_3", "flash_attention3"), "flash_attention_3"),
+        **dict.fromkeys(("torch", "xformers"), "sdpa"),
+        "flex": "flex_attention",
+    },
+    "adapter.type": {
+        "full": "none",
+        "dora": "write type: lora with use_dora: true",
+        "qlora": "write lora; this version has no quantised bases",
+    },
+    "train.optim": {
+        **dict.fromkeys(("adam", "adamw", "adamw_hf"), "adamw_torch"),
+        "adamw_apex_fused": "adamw_torch_fused",
+    },
+    "train.lr_scheduler_type": {
+        "constant_with_warmup": "constant",
+        **dict.fromkeys(("cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr"), "cosine"),
+        "polynomial": "linear",
+    },
+    "report_to": {"none": "leave report_to out for no tracker"},
+    "resume": {
+        **dict.fromkeys(("true", "yes", "latest", "last"), "auto"),
+        **dict.fromkeys(("false", "no", "none"), "never"),
     },
 }
 

@@ -11,22 +11,28 @@ NO_QUANTISATION = (
     "this version has no quantised bases; train an adapter on the whole base (adapter: lora), since a quantised one "
     "could take an adapter only"
 )
+ONLY_DTYPES = "model.dtype takes bfloat16 or float32 only"
 ONLY_SFT = "this version has supervised fine-tuning only (tunekit sft)"
 NO_UPLOAD = "nothing is uploaded; output_dir/model is an ordinary model folder that any uploader takes"
 NO_METHOD = "this version does not have this method"
 TEXT_ONLY = "this version trains on text only"
 OWN_KERNELS = "a speed-up of that tool's own, without effect on the result"
 NO_PADDING = "rows are laid out flat, nothing is padded"
+ALL_ROWS = 'all rows are taken; cut the file, or of a data set of the hub take split: "train[:1000]"'
 OWN_READING = "how the rows are read and kept is not for the recipe to say"
 
 MISSING = [
     ("TRL and axolotl", NO_QUANTISATION, "load_in_4bit load_in_8bit"),
     ("other tools", NO_QUANTISATION, "quantization qlora"),
     ("LLaMA-Factory", NO_QUANTISATION, "quantization_bit quantization_method quantization_type double_quantization"),
-    ("LLaMA-Factory", NO_QUANTISATION, "quant_config quantization_device_map fp8 fp8_backend"),
+    ("LLaMA-Factory", NO_QUANTISATION, "quant_config quantization_device_map"),
     ("ms-swift", NO_QUANTISATION, "quant_bits quant_method bnb_4bit_compute_dtype"),
     ("TRL", NO_QUANTISATION, "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant"),
-    ("axolotl", NO_QUANTISATION, "gptq bnb_config_kwargs qat loftq_config peft quantize_moe_experts"),
+    ("transformers", NO_QUANTISATION, "quantization_config bnb_4bit_use_double_quant"),
+    ("axolotl", NO_QUANTISATION, "gptq bnb_config_kwargs qat loftq_config quantize_moe_experts"),
+    ("transformers", ONLY_DTYPES, "fp16"),
+    ("axolotl", ONLY_DTYPES, "float16"),
+    ("LLaMA-Factory", ONLY_DTYPES, "fp8 fp8_backend"),
     ("transformers", ONE_PROCESS, "deepspeed fsdp fsdp_config accelerator_config parallelism_config"),
     ("other tools", ONE_PROCESS, "distributed num_gpus num_processes"),
     ("axolotl", ONE_PROCESS, "fsdp_version fsdp_final_state_dict_type sequence_parallel_degree tensor_parallel_size"),
@@ -50,6 +56,8 @@ MISSING = [
     ("LLaMA-Factory", NO_METHOD, "use_adam_mini freeze_extra_modules use_dft_loss use_oft oft_rank use_asft_loss"),
     ("ms-swift", NO_METHOD, "lorap_lr_ratio"),
     ("unsloth", NO_METHOD, "finetune_vision_layers embedding_learning_rate"),
+    ("peft", NO_METHOD, "lora_bias"),
+    ("older transformers", NO_PADDING, "group_by_length"),
     ("transformers", "the optimizer keeps its own defaults", "adam_beta1 adam_beta2 adam_epsilon optim_args"),
     ("transformers", "a schedule has no settings here; it ends at zero", "lr_scheduler_kwargs"),
     ("axolotl", "a schedule has no settings here; it ends at zero", "cosine_min_lr_ratio cosine_constant_lr_ratio"),
@@ -63,8 +71,9 @@ MISSING = [
     ("other tools", "the tokenizer is that of the model", "tokenizer tokenizer_name_or_path tokenizer_path"),
     ("axolotl", "eval.steps counts optimizer steps; null is once an epoch", "evals_per_epoch"),
     ("axolotl", "save.steps counts optimizer steps", "saves_per_epoch"),
-    ("LLaMA-Factory", "all rows are taken; cut the file to those that you want", "max_samples eval_on_each_dataset"),
-    ("axolotl", "all rows are taken; cut the file to those that you want", "dataset_shard_num dataset_shard_idx"),
+    ("LLaMA-Factory", ALL_ROWS, "max_samples"),
+    ("LLaMA-Factory", "the held-out rows of all sources are measured together", "eval_on_each_dataset"),
+    ("axolotl", ALL_ROWS, "dataset_shard_num dataset_shard_idx"),
     ("axolotl", "equal rows are counted and named, not removed", "dataset_exact_deduplication"),
     ("axolotl", "training starts from a whole model; tunekit merge the adapter, name the result", "lora_model_dir"),
     ("LLaMA-Factory", "training starts from a whole model; tunekit merge the adapter, name the result", "ref_adapters"),
@@ -74,6 +83,8 @@ MISSING = [
     ("axolotl", TEXT_ONLY, "processor_type image_size image_resize_algorithm"),
     ("LLaMA-Factory", "eval.metrics has the metrics on generated answers", "predict_with_generate compute_accuracy"),
     ("axolotl", "eval.metrics has the metrics on generated answers", "eval_table_size do_causal_lm_eval do_bench_eval"),
+    ("axolotl", "write report_to: wandb, and set WANDB_PROJECT in the environment", "wandb_project"),
+    ("axolotl", "write report_to: mlflow, and set MLFLOW_TRACKING_URI in the environment", "mlflow_tracking_uri"),
     ("axolotl", "set WANDB_ENTITY in the environment", "wandb_entity"),
     ("axolotl", "the tracker's own settings stand in the environment", "wandb_watch wandb_log_model wandb_mode"),
     ("axolotl", "set MLFLOW_EXPERIMENT_NAME in the environment", "mlflow_experiment_name"),
@@ -81,6 +92,11 @@ MISSING = [
     ("axolotl", "trackers: tensorboard, wandb, mlflow, trackio", "comet_project_name use_comet use_otel_metrics"),
     ("axolotl", "tunekit merge makes one model of base and adapter", "merge_lora"),
     ("transformers", "a checkpoint is whole, so that resume=auto goes on to the same weights", "save_only_model"),
+    (
+        "older transformers",
+        "an output_dir that is not empty is refused; name another, delete it, or go on with resume: auto",
+        "overwrite_output_dir",
+    ),
 ]
 NEEDLESS = [
     ("transformers", "the command says what is done", "do_train do_eval do_predict"),
@@ -114,6 +130,7 @@ NEEDLESS = [
     ("transformers", "every step goes to metrics.jsonl", "logging_strategy logging_first_step log_level disable_tqdm"),
     ("transformers", "every step goes to metrics.jsonl", "include_num_input_tokens_seen skip_memory_metrics"),
     ("axolotl", "every step goes to metrics.jsonl", "include_tokens_per_second debug profiler_steps gc_steps"),
+    ("transformers", "all that a run writes lies in output_dir", "logging_dir"),
     ("LLaMA-Factory", "loss.png is always drawn", "plot_loss"),
     ("axolotl", "a loss that is not finite always ends the run", "loss_watchdog_threshold loss_watchdog_patience"),
     ("axolotl", "unknown keys are always refused", "strict"),

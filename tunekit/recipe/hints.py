@@ -1,4 +1,4 @@
-"""What was probably meant by a key that does not exist: another section's, another tool's, or one typed wrongly."""
+"""What was probably meant by a key or value that does not exist: another section's, another tool's, or a slip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from tunekit.recipe.foreign import FOREIGN
+from tunekit.recipe.foreign import FOREIGN, IN_SECTION, VALUES
 from tunekit.recipe.parse import KeyPath, dotted
 from tunekit.recipe.schema import EXTENDS, SYNONYMS, Recipe
 
@@ -39,7 +39,8 @@ def _likeness(key: str, name: str) -> float:
 
 def keys_of(section: str) -> list[str]:
     """The keys that the section may have; "" is the recipe itself."""
-    return [*SECTIONS[section].model_fields, *([EXTENDS] if not section else [])]
+    model = SECTIONS.get(section)
+    return [*(model.model_fields if model else ()), *([EXTENDS] if not section else [])]
 
 
 def is_key(path: KeyPath) -> bool:
@@ -62,10 +63,15 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     name, prefix = str(key), f"{dotted(tuple(parents))}." if parents else ""
     if synonym := SYNONYMS.get((section, name)):
         return f"is another name of {synonym[1]}, which is given too; remove one of the two", dotted(synonym)
-    if known := FOREIGN.get(name.lower()):
+    *outer, inner = f"{section}.{name}".strip(".").split(".")
+    nested = get_close_matches(inner.lower(), keys_of(".".join(outer)), 1, LEAST_LIKENESS)
+    if "." in name and nested:
+        return f"unknown key; in a file, keys nest: write {nested[0]} below {'.'.join(outer)}", ".".join(outer + nested)
+    if known := IN_SECTION.get((section, name.lower())) or FOREIGN.get(name.lower()):
         if not known.ours:
             return f"unknown key; {name} is a key of {known.tool}; {known.why}", ""
-        return f"unknown key; what {known.tool} calls {name} is {known.ours} here", known.ours.replace("[]", "")
+        call = "call" if " and " in known.tool or known.tool == "other tools" else "calls"
+        return f"unknown key; what {known.tool} {call} {name} is {known.ours} here", known.ours.replace("[]", "")
     own = keys_of(section)
     if owners := owners_of(name):
         near = get_close_matches(name.lower(), own, 1, LEAST_LIKENESS + 0.2)
@@ -88,7 +94,10 @@ def _items(path: str) -> str:
     return re.sub(r"^(data\.(?:train|eval))\.", r"\1[].", path)
 
 
-def nearest_value(value: Any, accepted: list[str]) -> str:
-    """`; did you mean x?` for a word close to one of those accepted, else nothing."""
-    close = get_close_matches(value.lower(), accepted, 1, LEAST_LIKENESS) if isinstance(value, str) else []
+def nearest_value(value: Any, accepted: list[str], key: str = "") -> str:
+    """`; did you mean x?` for a word that others use for one of those accepted at `key`, or one close to it."""
+    word = str(value).lower()
+    if known := VALUES.get(key, {}).get(word):
+        return f"; {known}" if " " in known else f"; did you mean {known}?"
+    close = get_close_matches(word, accepted, 1, LEAST_LIKENESS) if isinstance(value, str) else []
     return f"; did you mean {close[0]}?" if close else ""

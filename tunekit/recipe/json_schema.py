@@ -12,12 +12,12 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from tunekit.recipe.schema import EXTENDS, SHORT_FORMS, SYNONYMS, Recipe
+from tunekit.recipe.types import PATH_SCHEMA
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-TEXT = {"type": "string", "minLength": 1}
 BASES = {
     "description": "Recipe files that this one is merged over, relative to it; a later one wins over an earlier one.",
-    "anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}],
+    "anyOf": [PATH_SCHEMA, {"type": "array", "items": PATH_SCHEMA, "minItems": 1}],
 }
 
 
@@ -41,7 +41,9 @@ def json_schema() -> dict[str, Any]:
     for section, key in SHORT_FORMS.items():
         long = sections[section.title()]["properties"][key]
         # Only one word is short for a section: of data.train the path.
-        short = TEXT if "anyOf" in long else {k: v for k, v in long.items() if k not in ("default", "description")}
+        short = (
+            PATH_SCHEMA if "anyOf" in long else {k: v for k, v in long.items() if k not in ("default", "description")}
+        )
         about = {"description": top[section].pop("description")}
         top[section] = {**about, "anyOf": [short, {"$ref": f"#/$defs/{section.title()}"}]}
     top[EXTENDS] = BASES
@@ -59,10 +61,10 @@ def _take_sources_as_text(data: dict[str, Any]) -> None:
     """`data.train` and `data.eval` may also be a path or hold paths."""
     for name in ("train", "eval"):
         listed = next(part for part in data[name].get("anyOf", [data[name]]) if part.get("type") == "array")
-        items = {"type": "array", "items": {"anyOf": [TEXT, listed["items"]]}, "minItems": 1}
+        items = {"type": "array", "items": {"anyOf": [PATH_SCHEMA, listed["items"]]}, "minItems": 1}
         others = [part for part in data[name].get("anyOf", []) if part is not listed]
         about = {key: value for key, value in data[name].items() if key in ("description", "default")}
-        data[name] = {**about, "anyOf": [TEXT, items, *others]}
+        data[name] = {**about, "anyOf": [PATH_SCHEMA, items, *others]}
 
 
 def _without_titles(node: Any) -> Any:

@@ -8,7 +8,7 @@ from tunekit.errors import RecipeError
 from tunekit.recipe.excerpt import printable
 from tunekit.recipe.hints import is_key, unknown_key
 from tunekit.recipe.parse import Document, KeyPath, Place, dotted, parse, scalar
-from tunekit.recipe.schema import EXTENDS, SYNONYMS, expand
+from tunekit.recipe.schema import EXTENDS, expand, our_name
 
 MAX_SHOWN = 100
 
@@ -25,7 +25,7 @@ def override(document: Document, text: str) -> None:
         raise RecipeError(f"override {text!r}: is not of the form key=value, section.key=value or ~section.key")
     if keys[0] == EXTENDS:
         raise RecipeError(f"{source}: {EXTENDS} is for recipe files; put it in one, or override the values themselves")
-    keys = next((ours for theirs, ours in SYNONYMS.items() if theirs == keys), keys)
+    keys = our_name(keys)
     if dropped:
         _drop(document, keys, source)
     else:
@@ -35,10 +35,10 @@ def override(document: Document, text: str) -> None:
 def _set(document: Document, keys: tuple[str, ...], text: str, source: str) -> None:
     """Sets one value. Missing sections are made; an item after the last one of a list is appended."""
     value, inside = _value(text, source)
-    path = _assign(document.value, keys, value, source)
+    path, made = _assign(document.value, keys, value, source)
     document.value = expand(document.value)
     document.places = {known: place for known, place in document.places.items() if known[: len(path)] != path}
-    document.places.update({(*path, *rest): Place(source) for rest in inside})
+    document.places.update({known: Place(source) for known in (*made, *((*path, *rest) for rest in inside))})
 
 
 def _value(text: str, source: str) -> tuple[Any, list[KeyPath]]:
@@ -54,9 +54,9 @@ def _value(text: str, source: str) -> tuple[Any, list[KeyPath]]:
     return document.value, list(document.places)
 
 
-def _assign(root: Any, keys: tuple[str, ...], value: Any, source: str) -> KeyPath:
-    """Sets the value that `keys` lead to and returns its path."""
-    node, path = root, cast("KeyPath", ())
+def _assign(root: Any, keys: tuple[str, ...], value: Any, source: str) -> tuple[KeyPath, list[KeyPath]]:
+    """Sets the value that `keys` lead to. Returns its path, and those of the sections that were made for it."""
+    node, path, made = root, cast("KeyPath", ()), list[KeyPath]()
     for key, following in zip(keys, (*keys[1:], ""), strict=True):
         part = _part(node, key, path, source)
         if isinstance(node, list) and part == len(node):
@@ -65,8 +65,9 @@ def _assign(root: Any, keys: tuple[str, ...], value: Any, source: str) -> KeyPat
             node[part] = value
         elif (node[part] if isinstance(node, list) else node.get(part)) is None:
             node[part] = [] if following.isdecimal() else {}
+            made.append((*path, part))
         node, path = node[part], (*path, part)
-    return path
+    return path, made
 
 
 def _part(node: Any, key: str, path: KeyPath, source: str) -> Any:

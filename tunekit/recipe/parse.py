@@ -27,6 +27,7 @@ from ruamel.yaml.reader import ReaderError
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.excerpt import Spot, excerpt, split_lines, spot_at
+from tunekit.recipe.not_yaml import find_slip
 
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
@@ -45,6 +46,7 @@ _INTEGER = re.compile(r"[-+]?[0-9]+")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NAME = re.compile(r"[\w-]+")  # of an anchor, as people write it
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -115,13 +117,17 @@ def dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Each single value (or empty list or section) inside `value`, with its path."""
-    if not value or not isinstance(value, (dict, list)):
+def leaves(value: Any, path: KeyPath = (), *, whole_lists: bool = False) -> Iterator[tuple[KeyPath, Any]]:
+    """Each single value (or empty list or section) inside `value`, with its path.
+
+    whole_lists: a list of single values is one value
+    """
+    plain = whole_lists and isinstance(value, list) and value and not isinstance(value[0], dict)
+    if plain or not value or not isinstance(value, (dict, list)):
         yield path, value
         return
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from leaves(item, (*path, key))
+        yield from leaves(item, (*path, key), whole_lists=whole_lists)
 
 
 def scalar(text: str) -> Any:
@@ -138,45 +144,33 @@ def scalar(text: str) -> Any:
     return float(text.replace(".", "").lower()) if _NOT_FINITE.fullmatch(text) else text
 
 
-def parse(text: str, source: str, *, quoted: bool = True) -> Document:
-    """`text` as a document, whose messages quote its lines if `quoted`.
+def parse(text: str, source: str, *, quoted: bool = True, shared: str = SHARED) -> Document:
+    """`text` as a document, whose messages quote its lines if `quoted`; `shared` is what to do instead of an alias.
 
     Raises `RecipeError` with file, line and column where it is not YAML at all.
     """
     document = Document(None, {}, {source: split_lines(text)} if quoted else {})
     try:
-        _Builder(document, source, YAML(typ="safe", pure=True).parse(text)).build()
+        _Builder(document, source, YAML(typ="safe", pure=True).parse(text), shared).build()
     except ReaderError as error:
         spot = spot_at(text, error.position, source)
         message = f"{spot}: the character U+{ord(text[error.position]):04X} is not allowed in YAML"
         raise RecipeError(document.quote(spot, message)) from None
     except MarkedYAMLError as error:
-        raise _not_yaml(error, document, source) from None
+        slip = find_slip(error, text, source)
+        raise RecipeError(document.quote(slip.spot, f"{slip.spot}: {slip.message}"), slip.fix) from None
     except YAMLError as error:
         raise RecipeError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
     return document
 
 
-def _not_yaml(error: MarkedYAMLError, document: Document, source: str) -> RecipeError:
-    mark, what = error.problem_mark or error.context_mark, str(error.problem or error.context)
-    if ("stream end" in what or "end of stream" in what) and error.context_mark:
-        mark, what = error.context_mark, "what begins here has no end"
-    spot = Spot(source, mark.line + 1, mark.column + 1) if mark else Spot(source)
-    if "'\\t'" in what:
-        message, fix = "a tab between or before keys", "YAML is laid out with spaces; replace the tab."
-    else:
-        message, fix = f"not valid YAML: {what}", ""
-    if "mapping values" in what:
-        fix = 'Put a value that holds ": " in quotes.'
-    return RecipeError(document.quote(spot, f"{spot}: {message}"), fix)
-
-
 class _Builder:
     """Builds values from the parser's events, because events still show tags, anchors and repeated keys."""
 
-    def __init__(self, document: Document, source: str, events: Iterator[Any]) -> None:
+    def __init__(self, document: Document, source: str, events: Iterator[Any], shared: str) -> None:
         self.document = document
         self.source = source
+        self.shared = shared
         self.num_values = 0
         self.events = events
 
@@ -228,12 +222,14 @@ class _Builder:
 
     def _refuse(self, event: Any, path: KeyPath) -> None:
         found, tag = "", str(getattr(event, "tag", "")).replace("tag:yaml.org,2002:", "!!")
-        if isinstance(event, AliasEvent):
-            found = f"an alias (*{event.anchor}) is not accepted; {SHARED}"
+        if isinstance(event, AliasEvent) and not _NAME.fullmatch(event.anchor):
+            found = f"*{event.anchor} begins with *, which YAML takes for an alias; put it in quotes"
+        elif isinstance(event, AliasEvent):
+            found = f"an alias (*{event.anchor}) is not accepted; {self.shared}"
         elif event.tag is not None:
             found = f"a tag ({tag}) is not accepted; write the plain value"
         elif event.anchor:
-            found = f"an anchor (&{event.anchor}) is not accepted; {SHARED}"
+            found = f"an anchor (&{event.anchor}) is not accepted; {self.shared}"
         if found and path[-1:] != ("<<",):
             self._problem(path, event.start_mark, found)
 
@@ -254,7 +250,7 @@ class _Builder:
                 raise self._fatal(mark, "a key must be one word of printable text")
             child = (*path, name)
             if name == "<<" and event.implicit[0]:
-                self._problem(child, mark, f"a merge key is not accepted; {SHARED}")
+                self._problem(child, mark, f"a merge key is not accepted; {self.shared}")
             else:
                 self._refuse(event, child)
             first = self.document.places.get(child)
@@ -264,4 +260,6 @@ class _Builder:
                 continue
             self._problem(child, mark, f"is given twice, first in line {first.key_line}; remove one of the two")
             self.document.places[child] = first
+            if isinstance(value, dict) and isinstance(items[name], dict):
+                items[name] = value | items[name]  # so that what only the second says is checked too
         return items

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tunekit.recipe.schema import Data, Recipe, Source
+from tunekit.recipe.schema import Data, Eval, Recipe, Source
 
 MEMORY = "memory:"
 ONE_FILE = re.compile(r".*\.(jsonl|json|csv|tsv|parquet)(\.gz)?", re.IGNORECASE)
@@ -25,9 +25,11 @@ class Conflict(NamedTuple):
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every rule that the recipe breaks; to be asked before `derive`."""
     yield from _weights(recipe)
+    yield from _adapter(recipe)
     yield from _batch(recipe)
     yield from _warmup(recipe)
     yield from _held_out(recipe)
+    yield from _answers(recipe)
     yield from _best_model(recipe)
     yield from _streaming(recipe)
     yield from _system(recipe)
@@ -50,6 +52,19 @@ def _weights(recipe: Recipe) -> Iterator[Conflict]:
     if freeze is not None and not freeze.layers and not freeze.embeddings:
         keys = ("freeze", "freeze.layers", "freeze.embeddings")
         yield Conflict("freeze", keys, 'freezes nothing; give layers ("0-19"), embeddings: true, or remove freeze')
+
+
+def _adapter(recipe: Recipe) -> Iterator[Conflict]:
+    """Settings of an adapter that there is not. A dumped recipe holds every key; only another value was meant."""
+    adapter = recipe.adapter
+    if adapter.type != "none" or "type" not in adapter.model_fields_set:
+        return
+    for name, field in type(adapter).model_fields.items():
+        value = getattr(adapter, name)
+        default = 2 * adapter.r if name == "alpha" and value is not None else field.default
+        if value != default:
+            message = "has no effect with adapter none; set type: lora, or remove it (of a base: adapter: null)"
+            yield Conflict(f"adapter.{name}", (f"adapter.{name}", "adapter.type"), message)
 
 
 def _batch(recipe: Recipe) -> Iterator[Conflict]:
@@ -89,9 +104,17 @@ def _held_out(recipe: Recipe) -> Iterator[Conflict]:
         ("early_stopping_patience", evaluation.early_stopping_patience is not None),
         ("load_best_model_at_end", evaluation.load_best_model_at_end),
         ("metrics", bool(evaluation.metrics)),
+        ("steps", evaluation.steps is not None),
     ):
         if wanted:
             yield Conflict(f"eval.{name}", (*keys, f"eval.{name}"), f"needs held-out rows; {fix}, or remove this key")
+
+
+def _answers(recipe: Recipe) -> Iterator[Conflict]:
+    evaluation, key = recipe.eval, "eval.max_new_tokens"
+    if not evaluation.metrics and evaluation.max_new_tokens != Eval.model_fields["max_new_tokens"].default:
+        message = "has no effect without eval.metrics, for which answers are generated; give them, or remove this key"
+        yield Conflict(key, (key, "eval.metrics"), message)
 
 
 def _best_model(recipe: Recipe) -> Iterator[Conflict]:

@@ -13,12 +13,16 @@ from pydantic import Field, model_validator
 
 from tunekit.recipe.types import (
     LEFT_OUT,
+    MAX_COUNT,
+    Attention,
+    Checkpoint,
     Count,
     Derived,
     Layers,
     Metric,
     Names,
     Optimizer,
+    PathText,
     Positive,
     RowsOrShare,
     Section,
@@ -34,7 +38,7 @@ SYNONYMS = {
 
 
 class Model(Section):
-    name_or_path: Text = Field(description="Hub id, local folder, or built-in name such as smollm2-135m-instruct.")
+    name_or_path: PathText = Field(description="Hub id, local folder, or built-in name such as smollm2-135m-instruct.")
     revision: Text | None = Field(
         default=None, description="Commit, tag or branch of the hub repository; null: its main branch."
     )
@@ -42,7 +46,7 @@ class Model(Section):
         default="auto",
         description="Precision of matrix products and frozen weights; auto: bfloat16 where it is in hardware.",
     )
-    attn_implementation: Text = Field(
+    attn_implementation: Attention = Field(
         default="auto",
         description="auto: flat rows with isolated examples; or a name of transformers', on padded rows.",
     )
@@ -82,14 +86,14 @@ class Freeze(Section):
 
 
 class Source(Section):
-    path: Text = Field(
+    path: PathText = Field(
         description="A file (JSONL, JSON, CSV, TSV, parquet; .gz too), a folder, a pattern, a data set of the hub, "
         "or memory:NAME from Python."
     )
     name: Text | None = Field(default=None, description="Configuration of a hub data set.")
     split: Text | None = Field(default=None, description="Split of a hub data set; null: train.")
     revision: Text | None = Field(default=None, description="Commit, tag or branch of the hub repository.")
-    data_files: Text | Names | None = Field(
+    data_files: PathText | Annotated[list[PathText], Field(min_length=1)] | None = Field(
         default=None, description="Files to read inside a folder or hub repository."
     )
     field: Text | None = Field(default=None, description="Key of a JSON file under which its list of rows lies.")
@@ -147,7 +151,8 @@ class Data(Section):
         "train.max_steps.",
     )
     shuffle_buffer: Count = Field(
-        default=10_000, description="Rows that streaming shuffles together; not with train.sampling: sequential."
+        default=10_000,
+        description="Rows that streaming reads and packs at a time, and shuffles unless train.sampling is sequential.",
     )
     loss_on: Literal["assistant", "last", "completion", "all"] = Field(
         default="assistant",
@@ -158,7 +163,7 @@ class Data(Section):
         description="Reasoning traces: keep trains each as the model writes it, a turn that the template rewrites "
         "later in a row of its own; template trains what one rendering has; drop takes them out.",
     )
-    chat_template: Text | None = Field(
+    chat_template: PathText | None = Field(
         default=None, description="A Jinja file used, and saved, instead of the tokenizer's own template."
     )
     system: str | None = Field(default=None, description="System prompt, see system_mode.")
@@ -169,10 +174,12 @@ class Data(Section):
 
 
 class Train(Section):
-    learning_rate: Derived[Positive] = Field(
+    learning_rate: Derived[Annotated[float, Field(gt=0, le=10)]] = Field(
         default=LEFT_OUT, description="Peak learning rate. Derived: 2e-4 with an adapter, 2e-5 without."
     )
-    num_train_epochs: Positive = Field(default=3.0, description="Passes over the training rows.")
+    num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        default=3.0, description="Passes over the training rows."
+    )
     max_steps: Count | None = Field(
         default=None, description="Optimizer steps after which training ends, whatever the epochs say."
     )
@@ -186,11 +193,11 @@ class Train(Section):
         default=None, description="Rows in one optimizer step, instead of gradient_accumulation_steps."
     )
     optim: Optimizer = Field(default="adamw_torch", description="Optimizer by transformers' name.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(default=0.0, ge=0, le=100, description="Decoupled weight decay.")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Learning rate after the warm-up."
     )
-    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = Field(
         default=None, description="Optimizer steps of linear warm-up."
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
@@ -245,10 +252,10 @@ class Recipe(Section):
     train: Train = Field(default=Train(), description="How the weights are updated.")
     eval: Eval = Field(default=Eval(), description="How and when held-out rows are measured.")
     save: Save = Field(default=Save(), description="When checkpoints are written.")
-    output_dir: Text = Field(description="Folder that receives all that the run writes.")
+    output_dir: PathText = Field(description="Folder that receives all that the run writes.")
     run_name: Text | None = Field(default=None, description="Name of the run in the trackers.")
     report_to: Trackers = Field(default=(), description="Trackers that receive the metrics, besides metrics.jsonl.")
-    resume: Text = Field(
+    resume: Checkpoint = Field(
         default="never",
         description="auto: from the newest good checkpoint in output_dir; never; or a checkpoint's path.",
     )
@@ -263,6 +270,11 @@ def _sources(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
+def our_name(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The path with its key under the name that we keep."""
+    return (*SYNONYMS.get(path[:2], path[:2]), *path[2:])
 
 
 def expand(raw: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,10 +18,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tunekit.recipe.foreign import VALUES
+
+MAX_COUNT = 2**31 - 1
+MAX_NUMBER = 1e9  # of what has no limit of its own: more is a slip, and some of it ends in a traceback
 MAX_LAYER = 9999
 _RANGE = r"\s*[0-9]{1,4}\s*(-\s*[0-9]{1,4}\s*)?"
 LAYERS = rf"^{_RANGE}(,{_RANGE})*$"
 LEFT_OUT: Any = None
+VARIABLE = re.compile(r"\$(\w|\{)")
+PATH_SCHEMA = {"type": "string", "minLength": 1, "not": {"pattern": VARIABLE.pattern}}
+NOT_EXPANDED = "environment variables are not expanded; write it out, or let the shell expand it on the command line"
+ATTENTIONS = VALUES["model.attn_implementation"]
 
 
 def _null_or(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -46,17 +55,54 @@ def layers(value: Any) -> Any:
 
 
 def rows_or_share(value: float | int) -> float | int:
+    if value > MAX_COUNT:
+        raise PydanticCustomError("rows_or_share", f"must be at most {MAX_COUNT}")
     if (isinstance(value, int) and value >= 0) or 0 < value < 1:
         return value
     raise PydanticCustomError("rows_or_share", "must be a share of rows between 0 and 1, or a number of rows (0: none)")
+
+
+def as_path(value: str) -> str:
+    """The path with a leading `~` written out."""
+    if VARIABLE.search(value):
+        raise PydanticCustomError("path", f"must be a path without $: {NOT_EXPANDED}")
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise PydanticCustomError("path", "must be a path: there is no user of this name; ./~x is a file called ~x")
+    return path
+
+
+def checkpoint(value: str) -> str:
+    if re.fullmatch(r"auto|never|step-[0-9]+|.*/.*", value, re.DOTALL):
+        return value
+    message = "must be {expected}, or the path of a checkpoint, such as out/x/checkpoints/step-N"
+    raise PydanticCustomError("checkpoint", message, {"expected": "'auto' or 'never'"})
+
+
+def attention(value: str) -> str:
+    if value.lower() not in ATTENTIONS:
+        return value
+    names = {"expected": ", ".join(f"'{name}'" for name in dict.fromkeys(("auto", "eager", *ATTENTIONS.values())))}
+    raise PydanticCustomError("attention", "must be a name of transformers', such as {expected}", names)
 
 
 T = TypeVar("T")
 Derived = Annotated[T, WrapValidator(_null_or)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Text], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(as_path), WithJsonSchema(PATH_SCHEMA)]
+Checkpoint = Annotated[
+    PathText,
+    AfterValidator(checkpoint),
+    WithJsonSchema({**PATH_SCHEMA, "pattern": "^(auto|never|step-[0-9]+)$|/"}),
+]
+Attention = Annotated[
+    Text,
+    AfterValidator(attention),
+    WithJsonSchema({"type": "string", "minLength": 1, "not": {"enum": list(ATTENTIONS)}}),
+]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER)]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Metric = Literal["exact_match", "token_f1"]
 Optimizer = Literal[
@@ -81,7 +127,12 @@ RowsOrShare = Annotated[
     float | int,
     AfterValidator(rows_or_share),
     WithJsonSchema(
-        {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, {"type": "integer", "minimum": 0}]}
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
+            ]
+        }
     ),
 ]
 Layer = Annotated[int, Field(ge=0, le=MAX_LAYER)]

@@ -11,7 +11,7 @@ from tunekit.models.load import load_model, resolve_dtype
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
-from tunekit.stages.rows import Rows
+from tunekit.stages.rows import Rows, shares_of
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
 from tunekit.train.loop import Evaluate, Schedule, Training, restore
@@ -128,10 +128,16 @@ def flat_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+# The keys of a recipe that may not change between a checkpoint and the run that continues it; and see `_contract`.
+KEPT = (
+    *("model.", "adapter.", "freeze", "train.", "eval.metric_for_best_model"),
+    *("data.packing", "data.max_length", "data.overlong", "data.streaming", "data.shuffle_buffer"),
+)
+
+
 def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
-    kept = ("model.", "adapter.", "freeze", "train.", "data.packing", "data.max_length", "data.shuffle_buffer")
-    values = {key: value for key, value in flat_values(recipe).items() if key.startswith(kept)}
+    values = {key: value for key, value in flat_values(recipe).items() if key.startswith(KEPT)}
     del values["train.logging_steps"]
     return {
         **values,
@@ -139,5 +145,7 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
         "model.dtype": str(policy.dtype),
         "weights of the model (sha256)": base_model["sha256"],
         "data (hash of ids and masks)": rows.fingerprint,
+        "data.train weights": shares_of(recipe),
+        "held-out data (hash of ids and masks)": rows.facts.get("held_out", {}).get("sha256"),
         "world size": engine.world_size,
     }

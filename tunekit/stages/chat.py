@@ -14,6 +14,7 @@ from tunekit.data.rows import Prompt
 from tunekit.errors import DataError, RecipeError, TunekitError
 from tunekit.models.generate import Answer, prompt_ids, seed_sampling, stream
 from tunekit.models.serve import context_of, load_for_inference, trained_preparation
+from tunekit.stages.present import CONTROL_CHARACTERS
 
 log = logging.getLogger("tunekit")
 
@@ -23,9 +24,6 @@ HELP = """\
 /help         this list
 /exit         leave (or Ctrl-D)
 Ctrl-C stops an answer; what was said of it stays in the conversation. At the prompt it leaves."""
-
-# A model can write what a terminal takes for a command; line feed and tab pass.
-CONTROL_CHARACTERS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 @dataclass

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig, set_seed
+import numpy as np
+from transformers import set_seed
 
-from tunekit.data import sources
-from tunekit.errors import MemoryExceeded, RecipeError, TunekitError
-from tunekit.models.load import Location, default_device, resolve_dtype
+from tunekit.data.rows import Tokens
+from tunekit.errors import MemoryExceeded, TunekitError
+from tunekit.models.load import Location, check_weights, default_device, load_config, resolve_dtype
 from tunekit.models.memory import MemoryNeed, memory_need
 from tunekit.models.tiny_random import shrunk
 from tunekit.objectives.sft import negative_log_likelihood
@@ -27,7 +28,7 @@ from tunekit.recipe.schema import Recipe
 from tunekit.stages.assemble import make_policy, make_training
 from tunekit.stages.base import Base, find_base
 from tunekit.stages.read import read_rows
-from tunekit.stages.rows import Rows
+from tunekit.stages.rows import Rows, find_source
 from tunekit.train.engine import Engine
 from tunekit.train.folder import check_folder
 from tunekit.train.step import backward, update
@@ -35,7 +36,7 @@ from tunekit.train.step import backward, update
 log = logging.getLogger("tunekit")
 
 STEPS = 2
-MICRO_BATCHES = 2  # of a step: more would only take longer
+STEP_TOKENS = 8192  # of each step, or its first row: more would only take longer
 TINY_RANK = 8  # some initialisations take no rank above the width of the layer
 T = TypeVar("T")
 
@@ -99,18 +100,16 @@ def _recipe(found: _Found) -> str:
 def _files(found: _Found) -> str:
     data = _need(found.recipe).data
     for source in [*data.train, *(data.eval or ())]:
-        sources.find(source.path, **source.model_dump(include={"name", "split", "data_files", "revision", "field"}))
+        find_source(source)
     return ", ".join(source.path for source in [*data.train, *(data.eval or ())])
 
 
 def _model(found: _Found) -> str:
     recipe = _need(found.recipe)
     base = find_base(recipe)
-    folder = Path(base.location.path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise RecipeError(f"model: {folder} holds no *.safetensors file", "Copy the weights there, or convert them.")
+    config = load_config(base.location)
+    check_weights(base.location)
     found.base = base
-    config = AutoConfig.from_pretrained(base.location.path, revision=base.location.revision or "main")
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return f"{config.model_type}" + (f", context {context:,} tokens" if context else "")
 
@@ -162,7 +161,7 @@ def _size(num_bytes: int) -> str:
 
 def _steps(found: _Found) -> str:
     recipe, base, rows = _need(found.recipe), _need(found.base), _need(found.rows)
-    config = AutoConfig.from_pretrained(base.location.path, revision=base.location.revision or "main")
+    config = load_config(base.location)
     with tempfile.TemporaryDirectory() as scratch:
         set_seed(recipe.train.seed)
         model = shrunk(config)
@@ -180,18 +179,24 @@ def _try(recipe: Recipe, tiny: Base, rows: Rows, folder: Path) -> list[float]:
     losses = []
     for step in itertools.islice(run.loader.steps(0), STEPS):
         policy.train()
-        batches = [policy.batch(rows) for rows in step.micro_batches[:MICRO_BATCHES]]
-        result = backward(policy, run.objective, batches, engine)
+        result = backward(policy, run.objective, [policy.batch(_first(step.micro_batches))], engine)
         losses.append(update(result, list(run.parameters.values()), run.optimizer, run.max_grad_norm).loss)
         run.learning_rate.step()
     return losses
+
+
+def _first(micro_batches: list[list[Tokens]]) -> list[Tokens]:
+    """The first rows of a step, up to `STEP_TOKENS`."""
+    rows = [row for batch in micro_batches for row in batch]
+    fitting = np.cumsum([len(row.ids) for row in rows]) <= STEP_TOKENS
+    return rows[: max(1, int(fitting.sum()))]
 
 
 def _for_tiny(recipe: Recipe) -> Recipe:
     """The recipe with what names the size of the real model (layer numbers, a rank) brought down to the tiny one's."""
     adapter, freeze = recipe.adapter, recipe.freeze
     targets = adapter.target_modules
-    if isinstance(targets, str) and re.search(r"\d", targets):
+    if any(re.search(r"\d", name) for name in ([targets] if isinstance(targets, str) else targets)):
         targets = "all-linear"
     adapter = adapter.model_copy(update={"r": min(adapter.r, TINY_RANK), "target_modules": targets})
     if freeze is not None:

@@ -29,10 +29,11 @@ from tunekit.data.formats import FORMATS
 from tunekit.data.formats.messages import read_chat
 from tunekit.data.formats.tools import read_tools
 from tunekit.data.messages import prepare_messages
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Messages, Prompt, Refused, Rejected
 from tunekit.data.sources import Row, first_problems
 from tunekit.errors import DataError, MemoryExceeded, RecipeError, StorageError
-from tunekit.models.generate import complete, prompt_ids, seed_sampling
+from tunekit.models.generate import all_prompt_ids, complete, seed_sampling
 from tunekit.models.serve import context_of, load_for_inference, trained_preparation
 
 log = logging.getLogger("tunekit")
@@ -108,7 +109,7 @@ def prepared(asked: Request, preparation: dict[str, Any]) -> Request:
     if isinstance(asked.prompt.prompt, str):
         return asked
     try:
-        messages = prepare_messages(asked.prompt.prompt, **preparation).messages
+        messages = prepare_messages(asked.prompt.prompt, Rendering(**preparation)).messages
     except Refused as refused:
         raise DataError(f"{asked.prompt.source}: {refused.reason}", refused.fix) from refused
     return replace(asked, prompt=replace(asked.prompt, prompt=tuple(messages)))
@@ -163,8 +164,8 @@ def _check_lengths(
     requests: list[Request], tokenizer: PreTrainedTokenizerBase, context: int | None, max_new_tokens: int
 ) -> None:
     problems = []
-    for each in requests:
-        length = len(prompt_ids(tokenizer, each.prompt))
+    for each, ids in zip(requests, all_prompt_ids(tokenizer, [each.prompt for each in requests]), strict=True):
+        length = len(ids)
         if length == 0:
             problems.append(f"{each.prompt.source}: the prompt has no token")
         elif context is not None and length + max_new_tokens > context:

@@ -8,11 +8,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from tunekit import offline
-from tunekit.data import sources
 from tunekit.errors import MissingEnvironment
 from tunekit.models import builtin
 from tunekit.recipe.schema import Recipe
-from tunekit.stages.rows import Datasets
+from tunekit.stages.rows import Datasets, find_source
 
 
 def check_offline(recipe: Recipe, datasets: Datasets | None = None) -> None:
@@ -43,9 +42,8 @@ def _model(name: str, revision: str | None) -> Iterator[str]:
 
 def _data(recipe: Recipe, datasets: Datasets | None) -> Iterator[str]:
     for source in [*recipe.data.train, *(recipe.data.eval or ())]:
-        where = source.model_dump(include={"name", "split", "data_files", "revision", "field"})
         try:
-            sources.find(source.path, **where, datasets=datasets)
+            find_source(source, datasets)
         except MissingEnvironment as error:
             yield f"data: {error.message}"
 

@@ -6,6 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# A model, and data, can hold what a terminal takes for a command; line feed and tab pass.
+CONTROL_CHARACTERS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
 
 def training_report(result: dict[str, Any]) -> str:
     """Held-out metrics before and after, one answer side by side, and where things lie."""

@@ -20,8 +20,9 @@ from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import find_base
 from tunekit.stages.preflight import check_offline
+from tunekit.stages.present import CONTROL_CHARACTERS
 from tunekit.stages.read import Look, look, make_plan, shares_said
-from tunekit.stages.rows import Datasets, shares_of
+from tunekit.stages.rows import Datasets, reusable, shares_of
 
 log = logging.getLogger("tunekit")
 
@@ -39,6 +40,7 @@ def run(
     `DataError` where there is nothing to look at, `RecipeError` for a `row` that there is not.
     """
     recipe = resolved.recipe
+    datasets = reusable(datasets)
     check_offline(recipe, datasets)
     base = find_base(recipe)
     found = look(recipe, base, datasets)
@@ -129,7 +131,7 @@ def _heading(row: dict[str, Any]) -> Text:
 def _body(row: dict[str, Any], colour: bool) -> Text:
     text = Text()
     for span in row["spans"]:
-        shown = span["text"].replace("\x1b", "\\x1b")  # the data does not get to steer the terminal
+        shown = span["text"].translate(CONTROL_CHARACTERS)
         if colour:
             text.append(shown, style=TRAINED if span["trained"] else GIVEN)
         else:

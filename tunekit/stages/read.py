@@ -9,8 +9,8 @@ import numpy as np
 from tunekit.data.loader import PlannedLoader
 from tunekit.data.overlap import find_overlap, sentences
 from tunekit.data.plan import Mixture, Plan
+from tunekit.data.prepare import Prepared, all_rows, check_overlong, check_rejected, split
 from tunekit.data.prepare import Rows as TokenRows
-from tunekit.data.prepare import all_rows, check_overlong, check_rejected, fingerprint, split
 from tunekit.data.rows import Conversation
 from tunekit.data.store import Store
 from tunekit.data.tokenise import first_rows, tokenised
@@ -72,17 +72,16 @@ def look(recipe: Recipe, base: Base, datasets: Datasets | None = None) -> Look:
     Raises `DataError` where there is nothing to look at.
     """
     asked = question(recipe, base, None, datasets, 0, 1)
-    if not recipe.data.streaming:
-        return _look(
-            asked, [tokenised(each, base.tokenizer, asked.rendering) for each in [*asked.train, *asked.held_out]]
-        )
-    log.info("data.streaming: only the first %s rows of each source are looked at", f"{STREAM_LOOK:,}")
     readings = [*asked.train, *asked.held_out]
-    return _look(asked, [first_rows(each, STREAM_LOOK, base.tokenizer, asked.rendering) for each in readings])
+    if not recipe.data.streaming:
+        return _look(asked, [tokenised(each, base.tokenizer, asked.rendering) for each in readings])
+    log.info("data.streaming: only the first %s rows of each source are looked at", f"{STREAM_LOOK:,}")
+    count = STREAM_LOOK + int(recipe.data.eval_split or 0)
+    return _look(asked, [first_rows(each, count, base.tokenizer, asked.rendering) for each in readings])
 
 
 def _look(asked: Question, stores: list[Store]) -> Look:
-    data, problems = asked.recipe.data, []
+    data, problems = asked.recipe.data, list[DataError]()
     num_rejected = 0
     try:
         num_rejected = check_rejected(stores, data.max_rejected, asked.rejected)
@@ -101,7 +100,10 @@ def _look(asked: Question, stores: list[Store]) -> Look:
             problems.append(error)
     if asked.held_out:
         return Look(rows, parts[1], stores, num_rejected, problems)
-    mask = split(rows.items, data.eval_split, asked.recipe.train.seed)
+    if data.streaming:
+        mask = rows.items < int(data.eval_split or 0)  # as the run does
+    else:
+        mask = split(rows.items, data.eval_split, asked.recipe.train.seed)
     return Look(rows.some(~mask), rows.some(mask) if mask.any() else None, stores, num_rejected, problems)
 
 
@@ -110,9 +112,11 @@ def _read_all(asked: Question, kind: str | None) -> Rows:
     found = _look(asked, [tokenised(each, tokenizer, asked.rendering) for each in [*asked.train, *asked.held_out]])
     if found.problems:
         raise found.problems[0]
-    check_kind(found.train.source(0), found.train.kind, kind)
+    check_kind("train", found.train.source(0), found.train.kind, kind)
+    if asked.held_out and found.held_out:
+        check_kind("eval", found.held_out.source(0), found.held_out.kind, kind)
     train = prepared(found.train, "training", data.overlong)
-    measured = prepared(found.held_out, "held-out", data.overlong) if found.held_out else None
+    measured = _held_out(asked, found.held_out)
     overlap = find_overlap(train.tokens, measured.tokens if measured else None)
     for sentence in sentences(overlap):
         log.warning("%s", sentence)
@@ -125,9 +129,22 @@ def _read_all(asked: Question, kind: str | None) -> Rows:
         examples=[train.tokens[0], train.tokens[len(train.tokens) - 1]],
         conversations=_conversations(train.tokens),
         terminators=frozenset(end for store in found.stores for end in store.report["terminators"]),
-        fingerprint=fingerprint(train.tokens),
+        fingerprint=facts["train"]["sha256"],
         facts=facts,
     )
+
+
+def _held_out(asked: Question, rows: TokenRows | None) -> Prepared | None:
+    """The held-out rows after the rule for over-long ones; none is no error where they were split off by chance."""
+    if rows is None:
+        return None
+    try:
+        return prepared(rows, "held-out", asked.recipe.data.overlong)
+    except DataError as error:
+        if asked.held_out:
+            raise
+        log.warning("nothing is held out: %s (data.eval names rows of its own)", error.message)
+        return None
 
 
 def _conversations(rows: TokenRows) -> list[Conversation]:
@@ -140,6 +157,12 @@ def make_plan(recipe: Recipe, rows: TokenRows, rank: int = 0, world_size: int = 
     """The order of training; says aloud which share of the trained tokens each source of a mixture has."""
     settings, data, shares = recipe.train, recipe.data, shares_of(recipe)
     mixture = None if shares is None else Mixture(rows.parts, rows.trained, shares)
+    for source, count in zip(data.train, np.bincount(rows.parts, minlength=len(data.train)), strict=True):
+        if count == 0:
+            raise DataError(
+                f"{source.path}: no row of it is left to train on: all are held out, rejected or over-long",
+                "Remove the source from data.train, or change data.eval_split or data.overlong.",
+            )
     plan = Plan(
         lengths=rows.lengths,
         batch_size=settings.per_device_train_batch_size,

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from tunekit.data.loader import Loader
 from tunekit.data.prepare import Prepared, fingerprint, prepare
 from tunekit.data.prepare import Rows as TokenRows
 from tunekit.data.prompts import prompts_of
+from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Prompt, Text, Tokens
-from tunekit.data.tokenise import Reading, Rendering
-from tunekit.errors import DataError
+from tunekit.data.tokenise import Reading
+from tunekit.errors import DataError, RecipeError
 from tunekit.models.load import context_length
 from tunekit.recipe.schema import Recipe, Source
 from tunekit.stages.base import Base
@@ -65,14 +66,19 @@ class Question:
 def question(
     recipe: Recipe, base: Base, folder: Path | None, datasets: Datasets | None, rank: int, world_size: int
 ) -> Question:
-    data = recipe.data
+    data, context = recipe.data, context_length(base.location)
+    if data.max_length is not None and context is not None and data.max_length > context:
+        raise RecipeError(
+            f"data.max_length: {data.max_length}: the model {base.location.name} was made for {context} tokens",
+            f"Set data.max_length: {context} or less.",
+        )
     return Question(
         recipe,
         base,
         train=[_reading(source, part, datasets) for part, source in enumerate(data.train)],
         held_out=[_reading(source, part, datasets) for part, source in enumerate(data.eval or ())],
         rendering=Rendering(**data.model_dump(include={"loss_on", "system", "system_mode", "reasoning"})),
-        max_length=data.max_length or context_length(base.location) or sys.maxsize,
+        max_length=data.max_length or context or sys.maxsize,
         rejected=None if folder is None else folder / REJECTED,
         rank=rank,
         world_size=world_size,
@@ -80,8 +86,20 @@ def question(
 
 
 def _reading(source: Source, part: int, datasets: Datasets | None) -> Reading:
+    return Reading(find_source(source, datasets), source.format, source.columns, part)
+
+
+def find_source(source: Source, datasets: Datasets | None = None) -> sources.RowSource:
+    """Where the rows of a source lie; raises what `sources.find` raises."""
     where = source.model_dump(include={"name", "split", "data_files", "revision", "field"})
-    return Reading(sources.find(source.path, **where, datasets=datasets), source.format, source.columns, part)
+    return sources.find(source.path, **where, datasets=datasets)
+
+
+def reusable(datasets: Datasets | None) -> Datasets | None:
+    """`datasets` that can be read several times: what an iterator gives is held in a list."""
+    if datasets is None:
+        return None
+    return {name: list(rows) if isinstance(rows, Iterator) else rows for name, rows in datasets.items()}
 
 
 def shares_of(recipe: Recipe) -> tuple[float, ...] | None:
@@ -89,11 +107,12 @@ def shares_of(recipe: Recipe) -> tuple[float, ...] | None:
     return tuple(source.weight for source in recipe.data.train if source.weight is not None) or None
 
 
-def check_kind(source: str, kind: str, wanted: str | None) -> None:
+def check_kind(part: str, source: str, kind: str, wanted: str | None) -> None:
+    """Raises `DataError` where the rows of `part` ("train", "eval") are not of the kind that a stage trains on."""
     if wanted not in (None, kind):
         raise DataError(
-            f"data.train: {source}: the rows are {kind}, and this command trains on {wanted}",
-            "Name what is to be learnt with columns of data.train, such as columns: {completion: chosen}.",
+            f"data.{part}: {source}: the rows are {kind}, and this command takes {wanted}",
+            f"Name what is to be learnt with columns of data.{part}, such as columns: {{completion: chosen}}.",
         )
 
 
@@ -107,10 +126,8 @@ def held_out_prompts(asked: Question, held_out: Prepared | None) -> list[Prompt]
         return []
     rows = held_out.tokens
     first = np.unique(rows.items, return_index=True)[1]
-    options = asdict(asked.rendering)
-    del options["loss_on"]
     read = [row for i in sorted(first) if isinstance(row := rows.row(int(i)), Conversation | Text)]
-    return prompts_of(read, **options)
+    return prompts_of(read, asked.rendering)
 
 
 def facts_of(train: Prepared | None, held_out: Prepared | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: recipe -> rows -> tokens -> plan -> loop -> artefact. Composes the parts, nothing else."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from transformers import set_seed
 
 from tunekit.data.prompts import last_turn
 from tunekit.data.render import serving_examples
+from tunekit.data.rendering import Rendering
 from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
@@ -18,7 +20,7 @@ from tunekit.stages.base import Base, find_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.preflight import check_offline
 from tunekit.stages.read import read_rows
-from tunekit.stages.rows import Datasets, Rows
+from tunekit.stages.rows import Datasets, Rows, reusable
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
@@ -36,6 +38,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
     `datasets` are rows from Python, which the recipe names `memory:NAME`.
     """
     recipe = resolved.recipe
+    datasets = reusable(datasets)
     check_offline(recipe, datasets)
     stop = StopRequest()
     resuming = recipe.resume != "never"
@@ -97,7 +100,8 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
     facts["messages"] = preparation
     served = []
     if rows.conversations:
-        served = serving_examples(rows.conversations, base.tokenizer, loss_on=recipe.data.loss_on, **preparation)
+        rendering = Rendering(loss_on=recipe.data.loss_on, **preparation)
+        served = serving_examples(rows.conversations, base.tokenizer, rendering)
     difference = write_artefact(training.policy, base, folder / "model", facts, served)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
     result["after"] = state.evaluated
@@ -124,7 +128,8 @@ def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str,
         "tokens": state.num_tokens,
         "trained_tokens": state.num_trained_tokens,
         "sources": [
-            {"path": path, "trained_tokens": count} for path, count in zip(sources, state.trained_by_part, strict=False)
+            {"path": path, "trained_tokens": count}
+            for path, count in itertools.zip_longest(sources, state.trained_by_part, fillvalue=0)
         ],
         "train_seconds": round(state.seconds, 2),
         "tokens_per_second": round(state.num_tokens / state.seconds, 1) if state.seconds else None,

@@ -26,8 +26,9 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
     held_out = None
     if readings := asked.held_out or asked.train[: min(count, 1)]:
         stores = [first_rows(each, count or None, tokenizer, asked.rendering) for each in readings]
-        check_rejected(stores, data.max_rejected)
+        check_rejected(stores, data.max_rejected, asked.rejected)
         rows = all_rows(stores, asked.max_length)
+        check_kind("eval" if asked.held_out else "train", rows.source(0), rows.kind, kind)
         check_overlong(rows, data.overlong)
         held_out = prepared(rows, "held-out", data.overlong)
     loader = StreamLoader(
@@ -52,7 +53,7 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
         held_out=count,
         reject=_into_file(asked.rejected),
     )
-    check_kind(loader.first[0].source, loader.kind, kind)
+    check_kind("train", loader.first[0].source, loader.kind, kind)
     content = [[each.source.fingerprint() for each in asked.train], asdict(asked.rendering), count]
     return Rows(
         loader=loader,

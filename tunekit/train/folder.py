@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import platform
 import subprocess
 import time
@@ -55,7 +56,12 @@ def open_folder(output_dir: str, resuming: bool) -> Iterator[Path]:
 
 
 def check_folder(folder: Path, resuming: bool) -> None:
-    """Raises `RecipeError` if `folder` holds something that only `resume` may continue."""
+    """Raises `RecipeError` if `folder` holds what only `resume` may continue, `StorageError` if it cannot be one."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise StorageError(f"output_dir: {folder}: {place} is a file and no folder", "Choose another output_dir.")
+    if not os.access(place, os.W_OK):
+        raise StorageError(f"output_dir: {folder}: {place} cannot be written", "Choose another output_dir.")
     present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if present and not resuming and not _failed_early(folder):
         raise RecipeError(

@@ -31,7 +31,7 @@ class StepResult:
 
 def backward(policy: nn.Module, objective: Objective, batches: Sequence[Batch], engine: Engine) -> StepResult:
     """Leaves the gradient of the step's loss in `.grad`."""
-    counts = torch.tensor([[batch.weight, batch.num_tokens] for batch in batches], device=engine.device)
+    counts = torch.tensor([[batch.weight, batch.num_tokens] for batch in batches], device=engine.device).reshape(-1, 2)
     weight, num_tokens = engine.sum(counts.sum(0)).tolist()
     loss_sum = torch.zeros((), device=engine.device)
     for batch in batches:

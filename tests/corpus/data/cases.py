@@ -84,7 +84,7 @@ VALUES: dict[str, tuple[Any, str]] = {
 # Rows that are wrong in a way of their own shape.
 ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("messages", "no role", {"messages": [USER, {"content": "x"}]}, "role is None"),
-    ("messages", "an unknown role", {"messages": [USER, {"role": "bot", "content": "x"}]}, "'bot'.*accepted"),
+    ("messages", "an unknown role", {"messages": [USER, {"role": "boss", "content": "x"}]}, "'boss'.*accepted"),
     ("messages", "two systems", {"messages": [{**USER, "role": "system"}] * 2 + [USER, ASSISTANT]}, "only come first"),
     ("messages", "assistant first", {"messages": [ASSISTANT, USER, ASSISTANT]}, "begin with a user"),
     ("messages", "no assistant", {"messages": [USER]}, "no assistant message"),
@@ -94,7 +94,8 @@ ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("messages", "a tool without a call", {"messages": [USER, {"role": "tool", "content": "1"}]}, "assistant"),
     ("messages", "an image", {"messages": [{**USER, "content": [{"type": "image"}]}, ASSISTANT]}, "images"),
     ("messages", "train as text", {"messages": [USER, {**ASSISTANT, "train": "no"}]}, "true or false"),
-    ("messages", "another tool's weight", {"messages": [USER, {**ASSISTANT, "weight": 0}]}, '"train": false'),
+    ("messages", "half a weight", {"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "weight must be 0 or 1"),
+    ("messages", "another tool's mark", {"messages": [USER, {**ASSISTANT, "training": 1}]}, '"train": false'),
     ("messages", "tools as prose", {"messages": [USER, ASSISTANT], "tools": "f(x)"}, "tools is not JSON"),
     (
         "messages",

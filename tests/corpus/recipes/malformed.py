@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 BASE = "model: m\nadapter: lora\ndata: d.jsonl\noutput_dir: out/x\n"
 FULL = "model: m\ndata: d.jsonl\noutput_dir: out/x\n"  # without an adapter
+NO_COLON = 'a line without ": " between key and value'
 
 
 class Case(NamedTuple):
@@ -38,38 +39,66 @@ YAML: dict[str, Case] = {
     "white space": Case("   \n\n  \n", ("is empty",)),
     "only a comment": Case("# model: m\n", ("is empty",)),
     "only a marker": Case("---\n---\n", ("second document",)),
-    "an end marker": Case("...\n", (":1:1", "not valid YAML")),
+    "an end marker": Case("...\n", (":1:1", "but found '<document end>'")),
     "null": Case("null\n", (":1:1", "is empty")),
     "tilde": Case("~", (":1:1", "is empty")),
     "a word": Case("recipe\n", (":1:1", "does not hold keys with values")),
     "a number": Case("3\n", (":1:1", "does not hold keys with values")),
     "a list": Case("- model: m\n- data: d\n", (":1:1", "does not hold keys with values")),
     "a flow list": Case("[model, m]\n", (":1:1", "does not hold keys with values")),
-    "a key without a colon": Case("model m\ndata: d\n", ("not valid YAML",)),
-    "a colon without a space": Case("model:m\ndata: d\n", ("not valid YAML",)),
-    "an equals sign": Case("model = m\ndata: d\n", ("not valid YAML",)),
-    "a JSON file cut off": Case('{"model": "m", "data": ', ("not valid YAML",)),
-    "a JSON file with a comment": Case('{"model": "m" // base\n}', ("not valid YAML", ":1:15")),
+    "a key without a colon": Case("model m\ndata: d\n", (":1:1", NO_COLON, "    1 | model m", "Write key: value")),
+    "a colon without a space": Case("model:m\ndata: d\n", (":1:1", NO_COLON, "with a space")),
+    "an equals sign": Case("model = m\ndata: d\n", (":1:1", NO_COLON)),
+    "a colon without a space in a section": Case(BASE + "train:\n  seed:1\n  max_steps: 3\n", (":6:3", NO_COLON)),
+    "a section without a colon": Case("model: m\ntrain\ndata: d\n", (":2:1", "a key without a colon behind it")),
+    "a section without a colon at the end": Case(BASE + "train\n", (":5:1", "a key without a colon behind it")),
+    "a section without a colon above its keys": Case(
+        BASE + "train\n  seed: 1\n", (":5:1", "without a colon behind it")
+    ),
+    "a JSON file cut off": Case('{"model": "m", "data": ', (":1:24", "what begins here has no end")),
+    "a JSON file with a comment": Case('{"model": "m" // base\n}', (":1:15", "expected ',' or '}'")),
     "TOML": Case('model = "m"\n[train]\nseed = 1\n', (":1:1", "does not hold keys with values")),
     "a Python dict": Case("{'model': 'm', 'data': None, 'output_dir': True}\n", ("output_dir: true, must be text",)),
     "a tab before a key": Case("model: m\ntrain:\n\tseed: 1\n", (":3:1", "a tab", "replace the tab", "→seed: 1")),
     "a tab after spaces": Case("model: m\ntrain:\n  \tseed: 1\n", (":3:", "tab")),
     "a tab before the first key": Case("\tmodel: m\n", (":1:1", "a tab")),
-    "indentation of a top key": Case("model: m\n data: d\n", ("not valid YAML", ":2:")),
-    "less indentation than before": Case(FULL + "train:\n   seed: 1\n  logging_steps: 2\n", ("not valid YAML", ":6:")),
-    "an open bracket": Case(BASE + "report_to: [wandb\n", ("not valid YAML",)),
-    "an open brace": Case(BASE + "train: {seed: 1\n", ("not valid YAML",)),
-    "a bracket too many": Case(BASE + "report_to: [wandb]]\n", ("not valid YAML", ":5:")),
-    "an open quote": Case(BASE + "run_name: 'it's\n", ("not valid YAML",)),
-    "an open double quote": Case(BASE + 'run_name: "x\n', ("not valid YAML",)),
-    "an unknown escape": Case(BASE + 'run_name: "a\\qb"\n', ("not valid YAML", ":5:")),
+    "indentation of a top key": Case("model: m\n data: d\n", (":2:2", "indented by 1", "by 0", "Align the keys")),
+    "more indentation than before": Case(
+        BASE + "train:\n  seed: 1\n\n   logging_steps: 3\n", (":8:4", "indented by 3", "by 2 and has its value")
+    ),
+    "more indentation than before below a comment": Case(
+        BASE + "train:\n  seed: 1\n  # why\n   logging_steps: 3\n", (":8:4", "the indentation of this line")
+    ),
+    "less indentation than before": Case(
+        FULL + "train:\n   seed: 1\n  logging_steps: 2\n",
+        (":6:3", "the indentation of this line is that of none above"),
+    ),
+    "an open bracket": Case(BASE + "report_to: [wandb\n", (":5:12", "what begins here has no end")),
+    "an open brace": Case(BASE + "train: {seed: 1\n", (":5:8", "what begins here has no end")),
+    "a bracket too many": Case(BASE + "report_to: [wandb]]\n", (":5:19", "but found ']'")),
+    "an open quote": Case(BASE + "run_name: 'it's\n", (":5:15", "not valid YAML")),
+    "an open double quote": Case(BASE + 'run_name: "x\n', (":5:11", "what begins here has no end")),
+    "an unknown escape": Case(BASE + 'run_name: "a\\qb"\n', (":5:14", "unknown escape character 'q'")),
     "a colon in a value": Case(BASE + "run_name: first: second\n", (":5:16", "Put a value that holds")),
-    "an at sign": Case(BASE + "run_name: @home\n", ("not valid YAML", ":5:11")),
-    "a backtick": Case(BASE + "run_name: `x`\n", ("not valid YAML", ":5:11")),
-    "a percent sign": Case("model: %x\n", ("not valid YAML", ":1:8")),
-    "a comma list without brackets in braces": Case("{model: m, data: d,, output_dir: o}", ("not valid YAML",)),
+    "a section on the line of its name": Case(BASE + "train: seed: 1\n", (":5:12", '": " in a value')),
+    "an at sign": Case(BASE + "run_name: @home\n", (":5:11", "cannot begin with @", "Put the value in quotes")),
+    "a backtick": Case(BASE + "run_name: `x`\n", (":5:11", "cannot begin with `", "Put the value in quotes")),
+    "a percent sign": Case("model: %x\n", (":1:8", "cannot begin with %", "Put the value in quotes")),
+    "a star alone": Case("data: *\n", (":1:7", "cannot begin with * or &", "Put the value in quotes")),
+    "a pattern": Case("model: m\noutput_dir: o\ndata: *.jsonl\n", (":3:7", "data: *.jsonl begins with *", "in quotes")),
+    "a pattern in a list": Case(sources("**/*.jsonl"), (":5:7", "data.train.0: **/*.jsonl begins with *", "in quotes")),
+    "two commas in braces": Case("{model: m, data: d,, output_dir: o}", (":1:20", "but found ','")),
     "a key twice": Case(BASE + "model: x\n", (":5:1", "model: is given twice, first in line 1")),
     "a section twice": Case(BASE + "train: {seed: 1}\ntrain: {max_steps: 2}\n", (":6:1", "first in line 5")),
+    "a section twice with a slip in the second": Case(
+        BASE + "train: {seed: 1, max_steps: x}\ntrain: {sede: 2, seed: 3}\n",
+        (
+            ':5:29: train.max_steps: "x"',
+            ":6:1: train: is given twice",
+            ":6:9: train.sede: unknown key",
+            ":6:18: train.seed: is",
+        ),
+    ),
     "a key twice in a section": Case(BASE + "save:\n  steps: 5\n  steps: 6\n", (":7:3", "save.steps: is given twice")),
     "a key twice in a source": Case(sources("{path: a, path: b}"), (":5:17", "data.train.0.path: is given twice")),
     "a column twice": Case(sources("{path: a, columns: {q: a, q: b}}"), ("columns.q: is given twice",)),
@@ -100,6 +129,7 @@ YAML: dict[str, Case] = {
         "model: m\nrun_name: né\n".encode("latin-1"), (":2:12", "is not UTF-8 text", "Save the recipe as UTF-8")
     ),
     "UTF-16": Case(BASE.encode("utf-16"), (":1:1", "is not UTF-8 text, but UTF-16")),
+    "UTF-32": Case(BASE.encode("utf-32"), (":1:1", "is not UTF-8 text, but UTF-32")),
     "a picture": Case(b"\x89PNG\r\n\x1a\n" + bytes(range(256)), (":1:1", "is not UTF-8 text")),
     "10 MB": Case(BASE + "# " + "x" * 10_000_000, ("is larger than 256 KiB", "name the data by its path")),
     "10 MB in one value": Case("model: " + "m" * 10_000_000, ("is larger than 256 KiB",)),
@@ -180,7 +210,39 @@ VALUES: list[tuple[str, str, str]] = [
     *((key, "1e-4", "(put it in quotes)") for key in ("run_name", "data.system")),
     ("train.optim", "adamw_tourch", "did you mean adamw_torch?"),
     ("eval.metrics", "[exact_mach]", "did you mean exact_match?"),
-    *((key, "true", "(put it in quotes)") for key in ("resume", "run_name", "data.chat_template")),
+    *((key, "true", "(put it in quotes)") for key in ("run_name", "data.chat_template")),
+    *((key, "99999999999", "less than or equal to 2147483647") for key in ("data.max_length", "train.warmup_steps")),
+    *((key, "99999999999", "at most 2147483647") for key in ("data.eval_split", "data.max_rejected")),
+    *(
+        (key, "1e300", "less than or equal to")
+        for key in ("train.learning_rate", "train.max_grad_norm", "adapter.alpha")
+    ),
+    *((key, "1e300", "less than or equal to") for key in ("train.num_train_epochs", "train.weight_decay")),
+    ("data.train", "[{path: a, weight: 1e300}]", "data.train.0.weight: 1e+300, must be less than or equal to"),
+    *((key, "$HOME/x", "environment variables are not expanded") for key in ("output_dir", "model", "resume")),
+    *((key, "'${DATA}/x'", "let the shell expand it") for key in ("data", "data.chat_template", "data.eval")),
+    (
+        "data.train",
+        "[{path: o/a, data_files: $D}]",
+        'data_files: "$D", must be a path without $: environment variables are not expanded; write it out, or let the '
+        "shell expand it on the command line\n",
+    ),
+    ("data.train", "[{path: o/a, data_files: [x, $D]}]", 'data.train.0.data_files.1: "$D", must be a path without $'),
+    ("output_dir", "~nobody-of-this-name/x", "there is no user of this name"),
+    ("resume", "checkpoint", "'auto' or 'never', or the path of a checkpoint, such as out/x/checkpoints/step-N"),
+    ("resume", '"auto\\n"', "'auto' or 'never'"),
+    *((key, "{a: b}", "a section, must be text or a list") for key in ("adapter.target_modules",)),
+    ("adapter.init_lora_weights", "{a: b}", "adapter.init_lora_weights: a section, must be true or false or"),
+    *((key, "{a: b}", f"{key}: a section, must be a number") for key in ("data.eval_split", "data.max_rejected")),
+    ("data.train", "[{path: o/a, data_files: {a: b}}]", "data.train.0.data_files: a section, must be text or a list"),
+    ("data", "[a, b]", "data: a list, must be a section (keys and values); write train: [...] below data"),
+    ("data.eval_split", "10%", "must be a number or a whole number; write 0.1"),
+    ("train.warmup_ratio", "2.5 %", "must be a number; write 0.025"),
+    ("train.seed", f"'{'9' * 500}'", "99999..., must be a whole number\n"),
+    ("resume", "true", "resume: true, must be text; did you mean auto?"),
+    ("report_to", "none", "leave report_to out for no tracker"),
+    ("adapter", "dora", "write type: lora with use_dora: true"),
+    ("adapter", "qlora", "write lora; this version has no quantised bases"),
     *((key, "''", "some text") for key in ("run_name", "output_dir", "model.name_or_path", "resume")),
     *((key, "exact_match", "a list") for key in ("eval.metrics", "adapter.modules_to_save")),
     *(
@@ -248,6 +310,22 @@ CHOICES = [
     ("report_to", "wandbb", "wandb"),
     ("report_to", "tensorbord", "tensorboard"),
     ("adapter.init_lora_weights", "pisa", "pissa"),
+    ("adapter", "full", "none"),
+    ("model.dtype", "fp32", "float32"),
+    ("model.dtype", "bf16", "bfloat16"),
+    ("model.dtype", "torch.float32", "float32"),
+    ("model.attn_implementation", "fa2", "flash_attention_2"),
+    ("model.attn_implementation", "flash_attn", "flash_attention_2"),
+    ("model.attn_implementation", "Flash", "flash_attention_2"),
+    ("train.optim", "adam", "adamw_torch"),
+    ("train.optim", "AdamW", "adamw_torch"),
+    ("train.lr_scheduler_type", "constant_with_warmup", "constant"),
+    ("train.lr_scheduler_type", "cosine_with_restarts", "cosine"),
+    ("train.lr_scheduler_type", "cosine_with_min_lr", "cosine"),
+    ("train.lr_scheduler_type", "polynomial", "linear"),
+    ("resume", "latest", "auto"),
+    ("resume", "Auto", "auto"),
+    ("resume", "no", "never"),
 ]
 # (line, the key that the message leads to)
 UNKNOWN = [
@@ -269,6 +347,7 @@ UNKNOWN = [
     ("save: {stpes: 1}", "save.steps"),
     ("freeze: {layer: 0-3}", "freeze.layers"),
     ("freeze: {embedding: true}", "freeze.embeddings"),
+    ("adapter: {type: lora, use_dra: true}", "adapter.use_dora"),
 ]
 # (line, where the key belongs)
 ELSEWHERE = [
@@ -322,6 +401,25 @@ FOREIGN = [
     ("torch_dtype", "older transformers", "model.dtype"),
     ("eval_strategy", "transformers", "eval.steps"),
     ("resume_from_checkpoint", "transformers", "resume"),
+    ("precision", "other tools", "model.dtype"),
+    ("peft", "other tools", "adapter"),
+    ("train_data", "other tools", "data.train"),
+    ("eval_data", "other tools", "data.eval"),
+    ("defaults", "Hydra", "extends"),
+    ("_base_", "OpenMMLab", "extends"),
+    ("include", "other tools", "extends"),
+    ("context_length", "other tools", "data.max_length"),
+    ("block_size", "other tools", "data.max_length"),
+    ("grad_accum", "other tools", "train.gradient_accumulation_steps"),
+    ("lora_r", "axolotl and TRL", "adapter.r"),
+]
+# (line, what it says of a name that is another tool's only there)
+IN_SECTION = [
+    ("eval: {batch_size: 4}", "eval.batch_size: unknown key; what other tools call batch_size is eval.per_device_eval"),
+    ("eval: {strategy: steps}", "eval.strategy: unknown key; what other tools call strategy is eval.steps here"),
+    ("save: {strategy: steps}", "save.strategy: unknown key; what other tools call strategy is save.steps here"),
+    ("train.seed: 1", "train.seed: unknown key; in a file, keys nest: write seed below train"),
+    ("train.sede: 1", "train.sede: unknown key; in a file, keys nest: write seed below train"),
 ]
 # (name, whose it is, what is said of it)
 WITHOUT_COUNTERPART = [
@@ -342,7 +440,17 @@ WITHOUT_COUNTERPART = [
     ("hub_model_id", "transformers", "nothing is uploaded"),
     ("trust_remote_code", "transformers", "is never run"),
     ("neftune_noise_alpha", "transformers", "does not have this method"),
-    ("max_samples", "LLaMA-Factory", "cut the file"),
+    ("max_samples", "LLaMA-Factory", 'cut the file, or of a data set of the hub take split: "train[:1000]"'),
+    ("overwrite_output_dir", "older transformers", "an output_dir that is not empty is refused; name another"),
+    ("wandb_project", "axolotl", "write report_to: wandb, and set WANDB_PROJECT in the environment"),
+    ("mlflow_tracking_uri", "axolotl", "write report_to: mlflow, and set MLFLOW_TRACKING_URI in the environment"),
+    ("group_by_length", "older transformers", "nothing is padded"),
+    ("fp16", "transformers", "model.dtype takes bfloat16 or float32 only"),
+    ("fp8", "LLaMA-Factory", "model.dtype takes bfloat16 or float32 only"),
+    ("lora_bias", "peft", "does not have this method"),
+    ("quantization_config", "transformers", "no quantised bases"),
+    ("bnb_4bit_use_double_quant", "transformers", "no quantised bases"),
+    ("logging_dir", "transformers", "lies in output_dir"),
     ("do_train", "transformers", "the command says what is done"),
     ("dataset_prepared_path", "axolotl", "not for the recipe to say"),
     ("plot_loss", "LLaMA-Factory", "loss.png is always drawn"),
@@ -381,6 +489,38 @@ CONFLICTS: dict[str, Case] = {
     "metrics on a stream": Case(
         data("train: a", STREAM, "max_length: 9") + "train: {max_steps: 9}\neval: {metrics: [exact_match]}\n",
         ("eval.metrics: needs held-out rows", "data.eval_split: 100"),
+    ),
+    "steps between evaluations of nothing": Case(
+        data("train: a", "eval_split: 0") + "eval: {steps: 2}\n", (":6:15", "eval.steps: needs held-out rows")
+    ),
+    "steps between evaluations of a stream": Case(
+        data("train: a", STREAM, "max_length: 9") + "train: {max_steps: 9}\neval: {steps: 2}\n",
+        ("eval.steps: needs held-out rows", "data.eval_split: 100"),
+    ),
+    "longer answers that nothing asks for": Case(
+        BASE + "eval: {max_new_tokens: 64}\n", (":5:24", "has no effect without eval.metrics", "or remove this key")
+    ),
+    **{
+        f"{key} of no adapter": Case(
+            FULL + f"adapter: {{type: none, {key}: {value}}}\n",
+            (f":4:{25 + len(key)}: adapter.{key}: has no effect with adapter none; set type: lora, or remove it",),
+        )
+        for key, value in {
+            "r": "4",
+            "alpha": "33",
+            "dropout": "0.1",
+            "target_modules": "x",
+            "target_parameters": "[x]",
+            "use_rslora": "true",
+            "use_dora": "true",
+            "init_lora_weights": "false",
+            "modules_to_save": "[x]",
+        }.items()
+    },
+    "an adapter of a base that is switched off": Case(
+        "extends: base.yaml\nadapter: none\n",
+        ("base.yaml:4:26: adapter.r: has no effect", "adapter: null"),
+        files={"base.yaml": FULL + "adapter: {type: lora, r: 4}\n"},
     ),
     "a buffer without a stream": Case(data("train: a", "shuffle_buffer: 5"), (":5:19", "add streaming: true")),
     "no system prompt to put in": Case(data("train: a", "system_mode: replace"), ("replace needs data.system",)),
@@ -493,7 +633,14 @@ EXTENDS: dict[str, Case] = {
         files={"base.yaml": FULL + "freeze: {layers: []}\n"},
     ),
     "a reset of what must be there": Case(
-        CHILD + "model: null\n", ("r.yaml:3:8: model: is empty",), files={"base.yaml": BASE}
+        CHILD + "model: null\n", ("r.yaml:3:8: model: is missing",), files={"base.yaml": BASE}
+    ),
+    "a reset of what no base says": Case(
+        CHILD + "train: {seed: null}\n", ("r.yaml:3:15: train.seed: is empty",), files={"base.yaml": BASE}
+    ),
+    "no base": Case("extends: []\n" + BASE, ("r.yaml:1:10: extends: must be the path of a recipe",)),
+    "a variable": Case(
+        "extends: $HOME/base.yaml\n", ('r.yaml:1:10: extends: "$HOME/base.yaml": environment variables',)
     ),
     "still something missing": Case(CHILD, ("data: is missing",), files={"base.yaml": "model: m\n"}),
     "twice": Case(
@@ -514,7 +661,10 @@ OVERRIDES = [
     (".=1", "is not of the form"),
     ("=", "is not of the form"),
     ("", "is not of the form"),
-    ("train.seed.x=1", "train.seed"),
+    ("train.seed.x=1", "train.seed: a section, must be a whole number"),
+    ("adapter.type.x=1", "adapter.type is a single value, without keys of its own"),
+    ("data.train.0.path.x.y=1", "data.train.0.path is a single value, without keys of its own"),
+    ("output_dir=$HOME/x", "environment variables are not expanded"),
     ("output_dir.x=1", "output_dir is a single value, without keys of its own"),
     ("data.train.5.path=x", "data.train is a list of 1; name an item from 0, or 1 to add one"),
     ("data.train.x=1", "data.train is a list of 1"),
@@ -563,7 +713,7 @@ def _all() -> dict[str, Case]:
     for family, listed in (("yaml", YAML), ("missing", MISSING), ("conflict", CONFLICTS), ("extends", EXTENDS)):
         cases |= {f"{family}: {name}": case for name, case in listed.items()}
     for key, value, words in VALUES:
-        cases[f"value: {key}: {value[:20]}"] = Case(one_key(key, value), (key, words))
+        cases[f"value: {key}: {value[:60]}"] = Case(one_key(key, value), (key, words))
     for key, value, meant in CHOICES:
         cases[f"choice: {key}: {value}"] = Case(one_key(key, value), (f'"{value}", must be', f"did you mean {meant}?"))
     for line, meant in UNKNOWN:
@@ -571,12 +721,22 @@ def _all() -> dict[str, Case]:
     for line, owner in ELSEWHERE:
         cases[f"elsewhere: {line}"] = Case(FULL + line + "\n", (":4:", f"unknown key here; it belongs at {owner}\n"))
     for name, tool, ours in FOREIGN:
-        words = (":5:1", f"what {tool} calls {name} is {ours} here")
+        call = "call" if tool in ("other tools", "axolotl and TRL") else "calls"
+        words = (":5:1", f"what {tool} {call} {name} is {ours} here")
         cases[f"foreign: {name}"] = Case(BASE + f"{name}: 1\n", words)
+    for line, said in IN_SECTION:
+        cases[f"in section: {line}"] = Case(BASE + f"{line}\n", (":5:", said))
     for name, tool, said in WITHOUT_COUNTERPART:
         cases[f"none: {name}"] = Case(BASE + f"{name}: 1\n", (":5:1", f"{name} is a key of {tool}; ", said))
     for index, (text, words) in enumerate(OVERRIDES):
         cases[f"override {index}: {text!r}"] = Case(BASE, ("override", words), overrides=(text,))
+    cases["in section: model.name"] = Case(
+        FULL.replace("m\n", "{name: m}\n", 1), (":1:9", "is model.name_or_path here")
+    )
+    cases["in section: model.path"] = Case(
+        FULL.replace("m\n", "{path: m}\n", 1), (":1:9", "is model.name_or_path here")
+    )
+    cases["item: type"] = Case(sources("{path: a, type: x}"), ("what axolotl calls type is data.train[].format here",))
     for section in ("path", "weight", "columns", "format"):
         typo = section[:-1]
         cases[f"item: {typo}"] = Case(

@@ -3,13 +3,14 @@
 import itertools
 import re
 
-from tunekit.data.formats.detect import question_key
+from tunekit.data.formats.detect import as_yaml, question_key
 from tunekit.data.formats.messages import check_order, check_prompt, read_messages, with_system
 from tunekit.data.formats.registry import Row
 from tunekit.data.rows import Messages, Refused
 from tunekit.data.sources.source import shown
 
 MARK = re.compile(r"\n\n(Human|Assistant):")
+EMPTY = "Write what is missing, or take the row out."
 
 
 def read_text(row: Row, key: str) -> str:
@@ -24,7 +25,7 @@ def read_words(row: Row, key: str) -> str:
     """A text that says something."""
     value = read_text(row, key)
     if not value.strip():
-        raise Refused(f"{key} is empty")
+        raise Refused(f"{key} is empty", EMPTY)
     return value
 
 
@@ -37,7 +38,7 @@ def read_answer(row: Row, key: str) -> str | Messages:
 
 
 def split_texts(row: Row, chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt and answers that are texts: the prompt is under `prompt`, or what both begin with, as TRL has it."""
+    """Prompt and answers that are texts: the prompt is under `prompt`, or the words that both begin with."""
     if row.get("prompt") is not None:
         return read_text(row, "prompt"), chosen, rejected
     for key in ("messages", "conversations"):
@@ -47,15 +48,18 @@ def split_texts(row: Row, chosen: str, rejected: str) -> tuple[str, str, str]:
     cut = next(differing, min(len(chosen), len(rejected)))
     asked = question_key(row, but=("chosen", "rejected"))
     if asked is not None and str(row[asked]) not in chosen[:cut]:
+        prompt = asked if row.get("system") is None else f"{{system}} {{{asked}}}"
         raise Refused(
             f"there is no prompt, and the column {asked} looks like one",
-            f"Write beside the path: columns: {{prompt: {asked}}}",
+            f"Write beside the path: {as_yaml({'prompt': prompt})}",
         )
+    if cut and not chosen[cut - 1].isspace() and (chosen[cut : cut + 1] + rejected[cut : cut + 1]).strip():
+        cut -= len(chosen[:cut].rsplit(None, 1)[-1])  # no token of an answer is to begin inside the prompt's last word
     if cut and chosen[cut - 1] == " ":  # the space belongs to the first word of an answer
         cut -= 1
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer[cut:].strip():
-            raise Refused(f"{key} is empty after what both answers begin with, which is taken for the prompt")
+            raise Refused(f"{key} is empty after what both answers begin with, which is taken for the prompt", EMPTY)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -101,7 +105,7 @@ def read_transcript(text: str, key: str) -> Messages:
         raise Refused(f"{key} must begin with \\n\\nHuman:, found {shown(text)}")
     for i, (name, said) in enumerate(turns):
         if not said:
-            raise Refused(f"{key}: turn {i} ({name}) is empty")
+            raise Refused(f"{key}: turn {i} ({name}) is empty", EMPTY)
         if i and turns[i - 1][0] == name:
             raise Refused(f"{key}: turns {i - 1} and {i} are both by {name}")
     if turns[-1][0] != "Assistant":

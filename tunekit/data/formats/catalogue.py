@@ -1,7 +1,7 @@
 """The formats, one function each, in the order in which detection asks for them.
 
 What has two answers or a verdict goes before what could be read from the same keys without; `text` and `prompt`, which
-many rows have beside something else, go last.
+many rows have beside something else, go last, and leave rows alone whose other columns look like an answer.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import sys
 from typing import Any, cast
 
 from tunekit.data.formats.answers import (
+    EMPTY,
     check_answer,
     read_answer,
     read_text,
@@ -17,6 +18,7 @@ from tunekit.data.formats.answers import (
     split_messages,
     split_texts,
 )
+from tunekit.data.formats.detect import ANSWERS, LABELS, answer_keys, as_yaml, question_key
 from tunekit.data.formats.messages import check_conversation, check_prompt, read_chat, read_messages, with_system
 from tunekit.data.formats.registry import FORMATS, Row, register
 from tunekit.data.formats.tools import read_tools
@@ -24,6 +26,8 @@ from tunekit.data.rows import Conversation, Messages, Preference, Prompt, Refuse
 from tunekit.data.sources.source import shown
 
 __all__ = ["FORMATS"]
+
+EQUAL = "Take the row out: it prefers nothing."
 
 
 def _is_transcript(row: Row) -> bool:
@@ -49,7 +53,7 @@ def _hh_rlhf(row: Row, source: str) -> Preference:
     chosen = read_transcript(read_text(row, "chosen"), "chosen")
     rejected = read_transcript(read_text(row, "rejected"), "rejected")
     if chosen == rejected:
-        raise Refused("chosen and rejected are equal")
+        raise Refused("chosen and rejected are equal", EQUAL)
     if chosen[:-1] != rejected[:-1]:
         raise Refused("chosen and rejected differ before their last turn, so that they do not answer one prompt")
     return Preference(chosen[:-1], chosen[-1:], rejected[-1:], source)
@@ -65,7 +69,7 @@ def _hh_rlhf(row: Row, source: str) -> Preference:
 def _preference(row: Row, source: str) -> Preference:
     chosen, rejected = (read_answer(row, key) for key in ("chosen", "rejected"))
     if chosen == rejected:
-        raise Refused("chosen and rejected are equal")
+        raise Refused("chosen and rejected are equal", EQUAL)
     margin = _margin(row.get("margin"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         _refuse_beside_text(row)
@@ -140,7 +144,7 @@ def _alpaca(row: Row, source: str) -> Conversation:
     question = "\n\n".join(part for part in (instruction, more) if part)
     for key, value in (("instruction", question), ("output", output)):
         if not value.strip():
-            raise Refused(f"{key} is empty")
+            raise Refused(f"{key} is empty", EMPTY)
     history = row.get("history") or []
     if not isinstance(history, list) or not all(_is_exchange(each) for each in history):
         raise Refused(f"history must be a list of [question, answer], found {shown(history)}")
@@ -159,7 +163,7 @@ def _sharegpt(row: Row, source: str) -> Conversation:
     return Conversation(check_conversation(read_chat(row, "conversations")), source, read_tools(row.get("tools")))
 
 
-@register("text", ("text",), example='{"text": "..."}')
+@register("text", ("text",), claims=lambda row: not answer_keys(row, (*ANSWERS, *LABELS)), example='{"text": "..."}')
 def _text(row: Row, source: str) -> Text:
     return Text("", read_words(row, "text"), source)
 
@@ -168,6 +172,7 @@ def _text(row: Row, source: str) -> Text:
     "prompt",
     ("prompt",),
     optional=("answer", "system", "tools"),
+    claims=lambda row: not answer_keys(row, but=("answer",)),
     example='{"prompt": "..."}, a string or a list of messages; also answer, a string',
 )
 def _prompt(row: Row, source: str) -> Prompt:
@@ -194,12 +199,15 @@ def _prompt_and_completion(row: Row) -> tuple[str | Messages, str | Messages]:
 
 def _refuse_beside_text(row: Row) -> None:
     """What a chat template would render has no place in raw text."""
-    for key in ("tools", "system"):
-        if row.get(key):
-            raise Refused(
-                f"{key} needs messages, and the texts of the row are raw text",
-                f'Write messages, or put it into the prompt: columns: {{prompt: "{{{key}}} {{prompt}}"}}',
-            )
+    if row.get("tools"):
+        raise Refused("tools needs messages, and the texts of the row are raw text", "Write the texts as messages.")
+    if row.get("system"):
+        asked = "prompt" if row.get("prompt") is not None else question_key(row) or "prompt"
+        raise Refused(
+            "system needs messages, and the texts of the row are raw text",
+            "Write messages, or put it into the prompt: beside the path, "
+            f"{as_yaml({'prompt': f'{{system}} {{{asked}}}'})} ({{{asked}}}: the column that has the prompt).",
+        )
 
 
 def _is_exchange(value: Any) -> bool:

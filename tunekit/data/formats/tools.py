@@ -50,7 +50,7 @@ def read_call(call: Any) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Refused(f"a tool call must have a name and arguments, found {shown(call)}", f"A call is {CALL}.")
     arguments = function.get("arguments")
-    if arguments is None:
+    if arguments is None or arguments == "":
         arguments = {}
     if not isinstance(arguments, dict) and not _is_object(arguments):
         raise Refused(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunekit.data.sources.source import Item
+from tunekit.data.sources.source import Item, without_nulls
 from tunekit.errors import DataError, MissingEnvironment
 
 log = logging.getLogger("tunekit")
@@ -24,7 +24,7 @@ class Hub:
     def rows(self, start: int = 0) -> Iterator[Item]:
         rest = self.dataset.select(range(min(start, len(self.dataset)), len(self.dataset)))
         for number, row in enumerate(rest, start=start):
-            yield row, f"{self.name}[{self.split}][{number}]"
+            yield without_nulls(row), f"{self.name}[{self.split}][{number}]"
 
     def fingerprint(self) -> str:
         # It stands for the commit, the configuration, the files and the split.

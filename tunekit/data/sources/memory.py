@@ -10,7 +10,7 @@ from typing import Any
 
 from tunekit.data.rows import Rejected
 from tunekit.data.sources import strict_json
-from tunekit.data.sources.source import Item, shown
+from tunekit.data.sources.source import Item, shown, without_nulls
 from tunekit.errors import DataError, RecipeError
 
 PREFIX = "memory:"
@@ -18,16 +18,17 @@ PREFIX = "memory:"
 
 @dataclass(frozen=True)
 class Memory:
-    """`data` gives its rows each time it is iterated over."""
+    """`data` gives its rows each time it is iterated over; `is_table`: with the keys of every object in each."""
 
     name: str
     data: Any
+    is_table: bool
 
     def rows(self, start: int = 0) -> Iterator[Item]:
         # A datasets.Dataset skips without making the rows.
         rest = self.data.skip(start) if hasattr(self.data, "skip") else itertools.islice(self.data, start, None)
         for number, row in enumerate(rest, start=start):
-            yield _row(row, f"{self.name}[{number}]")
+            yield _row(row, f"{self.name}[{number}]", self.is_table)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -54,13 +55,14 @@ def find_in_memory(path: str, datasets: Mapping[str, Any] | None) -> Memory:
             f"data: path: {path}: a {type(data).__name__}{keys} is not a list of rows",
             "Hand over a list of dicts or a datasets.Dataset, such as one split of it: data['train'].",
         )
+    is_table = hasattr(data, "features") or hasattr(data, "iterrows")
     if hasattr(data, "iterrows"):  # a data frame, which iterates over the names of its columns
         data = data.astype(object).where(data.notna(), None).to_dict("records")
     if iter(data) is data:  # used up after the first pass, and there are several
         data = list(data)
     if not any(True for _ in data):
         raise DataError(f"{path}: the data set is empty: it holds no row")
-    return Memory(path, data)
+    return Memory(path, data, is_table)
 
 
 def _written(row: Any) -> str:
@@ -70,13 +72,13 @@ def _written(row: Any) -> str:
         return shown(row)  # such a row is rejected
 
 
-def _row(row: Any, place: str) -> Item:
+def _row(row: Any, place: str, is_table: bool) -> Item:
     if not isinstance(row, Mapping):
         return Rejected(place, f"expected a dict with one row, found {shown(row)}", row)
     if not all(isinstance(key, str) for key in row):
         return Rejected(place, f"the keys of a row must be strings, found {shown(list(row))}", str(row))
     try:
-        strict_json.refuse_half_pairs(row)
+        strict_json.check(row)
     except (TypeError, ValueError, RecursionError) as error:
-        return Rejected(place, f"cannot be written as JSON: {error}", str(row))
-    return dict(row), place
+        return Rejected(place, f"cannot be written as JSON: {error}", shown(row))
+    return without_nulls(dict(row)) if is_table else dict(row), place

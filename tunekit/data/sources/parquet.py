@@ -4,7 +4,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from tunekit.data.sources.contents import empty
-from tunekit.data.sources.source import Item
+from tunekit.data.sources.source import Item, without_nulls
 from tunekit.errors import DataError
 
 BATCH = 1000
@@ -32,7 +32,7 @@ def read_parquet(file: Path, skip: int) -> Generator[Item, None, int]:
                     unread = batch.slice(max(0, skip - number))
                     number += len(batch) - len(unread)
                     for row in unread.to_pylist():
-                        yield row, f"{file}[{number}]"
+                        yield without_nulls(row), f"{file}[{number}]"
                         number += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as parquet: {error}") from error

@@ -36,6 +36,21 @@ def first_problems(problems: list[str]) -> str:
     return "\n".join([*(f"  {problem}" for problem in problems[:SHOWN]), *more])
 
 
+def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a table without the keys of its inner objects that are null.
+
+    Arrow gives each object the keys of the same object in every other row: the arguments of a tool call those of all
+    other calls.
+    """
+    return {key: _without_nulls(value) for key, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: short, however long or deep it is."""
     text = _repr.repr(value)

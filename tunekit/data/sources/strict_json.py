@@ -51,11 +51,20 @@ def decode(text: str, begin: int) -> tuple[Any, int]:
 def _is_deeper(value: Any, depth: int) -> bool:
     level = [value]
     for _ in range(depth + 1):
-        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        inner = [
+            each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list | tuple)
+        ]
         level = [item for items in inner for item in items]
         if not level:
             return False
     return True
+
+
+def check(value: Any) -> None:
+    """Raises `ValueError` (or what `json.dumps` raises) where a value from Python is none that `loads` would give."""
+    refuse_half_pairs(value)  # and rings, of which the other check would see no end
+    if _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested too deeply: more than {MAX_DEPTH} levels")
 
 
 def refuse_half_pairs(value: Any) -> None:

@@ -52,7 +52,7 @@ def convert(path: str, option: str | None = None, name: str = "the recipe") -> C
     if option is not None and option not in OPTIONS:
         near = nearest_value(option, list(OPTIONS))
         raise RecipeError(f"--from {option}: no such tool{near}", f"Accepted: {', '.join(OPTIONS)}.")
-    document = parse(read_text(path), path)
+    document = parse(read_text(path), path, shared="write the value out")
     if document.problems:
         raise RecipeError(document.report(document.problems), "Correct the file, then convert it.")
     if not isinstance(document.value, dict):
@@ -63,7 +63,7 @@ def convert(path: str, option: str | None = None, name: str = "the recipe") -> C
     DATA[tool](draft, document.value, Path(path).parent)
     for key, value in document.value.items():
         keys.convert_key(draft, key, value)
-    finish(draft)
+    finish(draft, document.value)
     recipe = as_recipe(draft, path)
     lines = [f"{path}: {tool}, {why}", *remarks(draft)]
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.recipe.convert.draft import Draft
-from tunekit.recipe.convert.sources import dict_or_empty, names_in, renamed
+from tunekit.recipe.convert.sources import CHATS, ROLES, dict_or_empty, names_in, renamed
 
 LISTS = ("datasets", "pretraining_dataset", "test_datasets")
 LOADERS = ("json", "csv", "parquet", "text", "arrow")
@@ -21,9 +21,11 @@ TYPES: dict[str, tuple[str, dict[str, str]]] = {
     "completion": ("text", {}),
     "pretrain": ("text", {}),
 }
-CHATS = {("role", "content"): ("messages", "messages"), ("from", "value"): ("sharegpt", "conversations")}
-ROLES = {"system", "user", "assistant", "tool", "human", "gpt", "observation", "function_call"}
 ALPACA = "alpaca rows become turns of a chat in the model's own template; axolotl writes them in Alpaca's own words"
+PIECES = (
+    "a text over data.max_length is one row, to which data.overlong applies; axolotl cuts it into pieces of "
+    "sequence_len and trains on all of them"
+)
 
 
 def read_data(draft: Draft, raw: dict[str, Any], folder: Path) -> None:
@@ -70,9 +72,10 @@ def _format(draft: Draft, left: dict[str, Any], at: str) -> dict[str, Any]:
             draft.leave(f"{at}.type", kind, "no format of this name; the columns of the first row decide")
         return {}
     format, columns = TYPES[name]
-    if format == "alpaca" and ALPACA not in draft.differences:
-        draft.differences.append(ALPACA)
+    if format == "alpaca":
+        draft.differ(ALPACA)
     if format == "text":
+        draft.differ(PIECES)
         columns = renamed({"text": left.pop("field", None) or left.pop("text_column", None)})
     if format == "sharegpt":
         columns = renamed({"conversations": left.pop("field_messages", None)})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tunekit.recipe.explain import refusal, shown
+from tunekit.recipe.foreign import VALUES
 from tunekit.recipe.hints import SECTIONS
 from tunekit.recipe.parse import scalar
 
@@ -14,11 +15,12 @@ OFF = ("false", "no", "off", "0")
 
 
 class Note(NamedTuple):
-    """A key of the original that is not in the recipe, and why."""
+    """A key of the original that is not in the recipe, and why; `ours` is the key whose value it would have been."""
 
     key: str
     value: Any
     why: str
+    ours: str = ""
 
 
 class Left(Exception):
@@ -32,7 +34,10 @@ class Left(Exception):
 
 @dataclass
 class Draft:
-    """values: by our dotted key;  train, eval: sources;  remarks: what stands beside a value;  sources: their keys"""
+    """values: by our dotted key;  train, eval: sources;  remarks: what stands beside a value;  done: keys seen to
+
+    said: those of our keys of which the original says something, whether or not that could be taken over
+    """
 
     tool: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -44,13 +49,15 @@ class Draft:
     needless: list[Note] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
 
     def put(self, ours: str, value: Any, key: str, original: Any) -> None:
         """Takes over a value, or notes why it cannot be."""
+        self.said.add(ours)
         value = coerced(ours, value)
         path = tuple(ours.split("."))
         if why := refusal(path, value):
-            self.missing.append(Note(key, original, f"{ours}: {why}"))
+            self.leave(key, original, f"{ours}: {why}", ours=ours)
         elif ours in self.values:
             same, other = self.values[ours] == value, self.origins[ours].key
             why = f"{other} says the same" if same else f"{ours} is {shown(self.values[ours])} already, by {other}"
@@ -59,8 +66,14 @@ class Draft:
             self.values[ours] = value
             self.origins[ours] = Note(key, original, "")
 
-    def leave(self, key: str, value: Any, why: str, *, needless: bool = False) -> None:
-        (self.needless if needless else self.missing).append(Note(key, value, why))
+    def leave(self, key: str, value: Any, why: str, *, needless: bool = False, ours: str = "") -> None:
+        (self.needless if needless else self.missing).append(Note(key, value, why, ours))
+        if ours and not needless:
+            self.said.add(ours)
+
+    def differ(self, sentence: str) -> None:
+        if sentence not in self.differences:
+            self.differences.append(sentence)
 
     def withdraw(self, ours: str, why: str, *, needless: bool = False) -> None:
         """Takes a value out again, that of the original and not one that we added."""
@@ -80,7 +93,10 @@ def truth(value: Any) -> bool:
 
 
 def coerced(ours: str, value: Any) -> Any:
-    """The value in the type of our key where the original has it in another: "2e-5", `yes`, 3.0 for a whole number."""
+    """The value as our key has it: "2e-5" as a number, 3.0 as a whole one, `yes` as true, `adamw` as `adamw_torch`."""
+    known = VALUES.get(ours, {}).get(str(value).lower(), " ")
+    if " " not in known:
+        return known
     if isinstance(value, str):
         word = value.strip().lower()
         if word in ON[:3] + OFF[:3] and not refusal(tuple(ours.split(".")), True):

@@ -7,10 +7,12 @@ from typing import Any
 
 from tunekit.recipe.convert.draft import Draft, Left, truth
 from tunekit.recipe.convert.values import TRANSLATE, nothing
-from tunekit.recipe.foreign import FOREIGN, LLAMA_FACTORY
+from tunekit.recipe.foreign import FOREIGN, LLAMA_FACTORY, TRL
 from tunekit.recipe.hints import SECTIONS, owners_of
+from tunekit.recipe.schema import EXTENDS
 
 EMPTY = "it is empty"
+SOURCES = ("data.train", "data.eval.")
 OFF = "it is off"
 TRACKERS = {
     "wandb_project": ("wandb", "WANDB_PROJECT"),
@@ -20,11 +22,28 @@ TRACKERS = {
     "mlflow_tracking_uri": ("mlflow", "MLFLOW_TRACKING_URI"),
     "use_trackio": ("trackio", ""),
 }
+# Keys of TRL that null says something of; of any other key it says nothing.
+NULLS = {
+    "max_length": ("data.max_length", None),
+    "gradient_checkpointing": ("train.activation_checkpointing", False),
+}
+SCHEDULES = {
+    **dict.fromkeys(
+        ("cosine_with_min_lr", "cosine_warmup_with_min_lr"),
+        "the learning rate ends at zero; {name} ends at its min_lr, or at a share of the peak",
+    ),
+    "cosine_with_restarts": "the learning rate falls once; {name} starts again where its num_cycles is over 1",
+    "polynomial": "the learning rate falls in a line to zero; {name} ends at its lr_end, and with power other than 1 "
+    "falls in no line",
+}
 
 
 def convert_key(draft: Draft, key: str, value: Any) -> None:
     """Takes over one key of the original that the data did not take."""
     if key in draft.done:
+        return
+    if value is None and draft.tool == TRL and key in NULLS:
+        draft.put(*NULLS[key], key, value)
         return
     if value is None or value in ("", [], {}):
         draft.leave(key, value, EMPTY, needless=True)
@@ -38,7 +57,7 @@ def convert_key(draft: Draft, key: str, value: Any) -> None:
             raise _without_counterpart(draft.tool, key, value)
         draft.put(ours, translated, key, value)
     except Left as left:
-        draft.leave(key, value, left.why, needless=left.needless)
+        draft.leave(key, value, left.why, needless=left.needless, ours="" if key in SPECIAL else _ours(key))
 
 
 def _ours(key: str) -> str:
@@ -46,7 +65,7 @@ def _ours(key: str) -> str:
     known = FOREIGN.get(key)
     owners = [known.ours.partition(" or ")[0]] if known else owners_of(key)
     # Sources of rows and whole sections are no values.
-    owners = [owner for owner in owners if owner not in SECTIONS and not owner.startswith(("data.train", "data.eval."))]
+    owners = [owner for owner in owners if owner not in (*SECTIONS, EXTENDS) and not owner.startswith(SOURCES)]
     return owners[0] if len(owners) == 1 else ""
 
 
@@ -87,6 +106,12 @@ def _peft_config(draft: Draft, key: str, value: Any) -> None:
 def _warmup_steps(draft: Draft, key: str, value: Any) -> None:
     share = isinstance(value, float) and 0 < value < 1  # transformers takes both under this name
     draft.put("train.warmup_ratio" if share else "train.warmup_steps", value, key, value)
+
+
+def _schedule(draft: Draft, key: str, value: Any) -> None:
+    draft.put("train.lr_scheduler_type", value, key, value)
+    if why := SCHEDULES.get(str(value)):
+        draft.differ(why.format(name=value))
 
 
 def _tracker(draft: Draft, key: str, value: Any) -> None:
@@ -161,6 +186,8 @@ SPECIAL: dict[str, Callable[[Draft, str, Any], None]] = {
     "finetuning_type": _adapter,
     "peft_config": _peft_config,
     "warmup_steps": _warmup_steps,
+    "lr_scheduler_type": _schedule,
+    "lr_scheduler": _schedule,
     **dict.fromkeys(TRACKERS, _tracker),
     "report_to": _report_to,
     "eval_strategy": _eval_strategy,

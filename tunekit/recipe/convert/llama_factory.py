@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunekit.recipe.convert.draft import Draft
-from tunekit.recipe.convert.sources import dict_or_empty, names_in, renamed
+from tunekit.recipe.convert.sources import CHATS, ROLES, dict_or_empty, names_in, renamed
 from tunekit.recipe.parse import scalar
 
 REGISTRY = "dataset_info.json"
-ROLES = {"user", "human", "assistant", "gpt", "system", "tool", "observation", "function_call"}
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
-CHAT_TAGS = {
-    ("from", "value"): ("sharegpt", "conversations"),
-    ("role", "content"): ("messages", "messages"),
-}
+# What a message calls its role and its content, by the formatting, where the registry does not say.
+TAGS = {"sharegpt": ("from", "value"), "openai": ("role", "content")}
 TEMPLATE = "rows are written in the model's own chat template and not in a `template` of LLaMA-Factory"
+PIECES = (
+    "a text over data.max_length is one row, to which data.overlong applies; LLaMA-Factory joins all texts, cuts "
+    "them every cutoff_len tokens and trains on all pieces"
+)
 SHARES = "weights are shares of the trained tokens; interleave_probs are shares of the rows"
 
 
@@ -42,8 +43,13 @@ def read_data(draft: Draft, raw: dict[str, Any], folder: Path) -> None:
     if pretraining:
         draft.done.add("stage")
         draft.put("data.loss_on", "all", "stage", "pt")
+        if raw.get("packing") is None:
+            draft.values["data.packing"] = True
+            draft.remarks["data.packing"] = "LLaMA-Factory's default for stage: pt"
+        if raw.get("packing") in (None, True):
+            draft.differ(PIECES)
     _mix(draft, raw)
-    draft.differences.append(TEMPLATE)
+    draft.differ(TEMPLATE)
 
 
 def _registry(directory: str, folder: Path) -> Registry:
@@ -87,29 +93,38 @@ def _source(draft: Draft, name: str, registry: Registry, pretraining: bool) -> d
 
 
 def _format(draft: Draft, name: str, known: dict[str, Any], pretraining: bool) -> dict[str, Any]:
+    """`format` and `columns` of a source; takes the keys that say them."""
     columns, tags = dict_or_empty(known.pop("columns", None)), dict_or_empty(known.pop("tags", None))
     formatting = known.pop("formatting", "alpaca")
     if pretraining:
-        mapping, format = {"text": columns.pop("prompt", "text")}, "text"
-    elif formatting == "sharegpt":
-        pair = (tags.pop("role_tag", "from"), tags.pop("content_tag", "value"))
-        if pair not in CHAT_TAGS:
-            draft.leave(f"{name}.tags", list(pair), "messages have role and content, or from and value")
-        format, ours = CHAT_TAGS.get(pair, CHAT_TAGS["from", "value"])
-        mapping = {ours: columns.pop("messages", "conversations")}
-        mapping |= {key: columns.pop(key) for key in ("tools", "system") if key in columns}
-        _list_tags(draft, name, tags)
-    else:
+        format, mapping = "text", {"text": columns.pop("prompt", "text")}
+    elif formatting in TAGS:
+        format, mapping = _chat(draft, name, formatting, columns, tags)
+    elif formatting == "alpaca":
         format = "alpaca"
         mapping = {ours: columns.pop(theirs) for theirs, ours in ALPACA.items() if theirs in columns}
+    else:
+        draft.leave(f"{name}.formatting", formatting, "no format of this name; the columns of the first row decide")
+        format, mapping = "", {}
     for key, value in columns.items():
         draft.leave(f"{name}.columns.{key}", value, "a row has no such part here")
-    return {"format": format, **({"columns": renamed(mapping)} if renamed(mapping) else {})}
+    return {key: value for key, value in (("format", format), ("columns", renamed(mapping))) if value}
 
 
-def _list_tags(draft: Draft, name: str, tags: dict[str, Any]) -> None:
+def _chat(
+    draft: Draft, name: str, formatting: str, columns: dict[str, Any], tags: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    role, content = TAGS[formatting]
+    pair = (tags.pop("role_tag", role), tags.pop("content_tag", content))
+    if pair not in CHATS:
+        draft.leave(f"{name}.tags", list(pair), "messages have role and content, or from and value")
+    format, ours = CHATS.get(pair, CHATS[role, content])
     for key, value in tags.items():
-        draft.leave(f"{name}.tags.{key}", value, "this name of a role is known", needless=value in ROLES)
+        known = value in ROLES
+        why = "this name of a role is known" if known else f"roles are called {', '.join(sorted(ROLES))}"
+        draft.leave(f"{name}.tags.{key}", value, why, needless=known)
+    mapping = {ours: columns.pop("messages", CHATS[role, content][1])}
+    return format, mapping | {key: columns.pop(key) for key in ("tools", "system") if key in columns}
 
 
 def _mix(draft: Draft, raw: dict[str, Any]) -> None:
@@ -125,6 +140,6 @@ def _mix(draft: Draft, raw: dict[str, Any]) -> None:
             source["weight"] = weight
         if weights:
             draft.leave("mix_strategy", raw.get("mix_strategy"), "sources with weights are mixed", needless=True)
-            draft.differences.append(SHARES)
+            draft.differ(SHARES)
     elif weights:
         draft.leave("interleave_probs", shares, "not as many as there are data sets")

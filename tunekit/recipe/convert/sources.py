@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+# How a message names its role and its content: the format of the rows, and its key for the messages.
+CHATS = {("role", "content"): ("messages", "messages"), ("from", "value"): ("sharegpt", "conversations")}
+ROLES = {"system", "user", "assistant", "tool", "human", "gpt", "observation", "function_call"}
+
 
 def looks_local(path: str) -> bool:
     """Whether the path is one of a file or folder of this machine and no id of the hub."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunekit.recipe.convert.draft import Draft
+from tunekit.recipe.convert.draft import Draft, Left, truth
 from tunekit.recipe.convert.sources import dict_or_empty, looks_local, names_in
 
 NAMES = {"path": "path", "id": "path", "name": "name", "config": "name", "split": "split", "data_files": "data_files"}
 NO_EVALUATION = "eval_strategy is no"
 SHARE = "a share of the rows; a weight here is a share of the trained tokens"
 ALL_TOKENS = (
-    "of a conversation only the assistant's turns are trained; TRL trains all tokens unless assistant_only_loss is set "
-    "(data.loss_on: all does so)"
+    "of a conversation only the assistant's turns are trained; TRL trains all its tokens unless assistant_only_loss is "
+    "set, and of prompt and completion the completion (data.loss_on: all, or completion)"
 )
+TEMPLATE_ARGUMENTS = "the chat template gets no arguments but messages and tools"
 
 
 def read_data(draft: Draft, raw: dict[str, Any], folder: Path) -> None:
@@ -37,8 +38,29 @@ def read_data(draft: Draft, raw: dict[str, Any], folder: Path) -> None:
     if text := raw.get("dataset_text_field"):
         draft.done.add("dataset_text_field")
         _text_field(draft, str(text))
-    if not {"assistant_only_loss", "completion_only_loss"} & raw.keys():
-        draft.differences.append(ALL_TOKENS)
+    _loss(draft, raw)
+
+
+def _loss(draft: Draft, raw: dict[str, Any]) -> None:
+    """What two keys say together: each of them narrows the loss, and only completion_only_loss widens it to all."""
+    said: dict[str, bool] = {}
+    for key in ("assistant_only_loss", "completion_only_loss"):
+        draft.done.add(key)
+        try:
+            said |= {} if raw.get(key) is None else {key: truth(raw[key])}
+        except Left as left:
+            draft.leave(key, raw[key], left.why)
+    if any(said.values()):
+        chosen = "completion" if said.get("completion_only_loss") else "assistant"
+    elif "completion_only_loss" in said:
+        chosen = "all"
+    else:
+        chosen = ""
+        draft.differ(ALL_TOKENS)
+    if chosen:
+        draft.values["data.loss_on"] = chosen
+    for key, value in said.items():
+        draft.leave(key, value, f"data.loss_on: {chosen} says it" if chosen else "TRL's default", needless=True)
 
 
 def _one(draft: Draft, raw: dict[str, Any], held_out: bool) -> None:
@@ -62,6 +84,8 @@ def _source(draft: Draft, item: Any, at: str) -> dict[str, Any]:
     for key, value in item.items():
         if value is None or (key in ("weight", "fraction") and value == 1) or (key, value) == ("config", "default"):
             draft.leave(f"{at}.{key}", value, "it changes nothing", needless=True)
+        elif key == "columns" and "chat_template_kwargs" in names_in(value):
+            draft.leave(f"{at}.{key}", value, TEMPLATE_ARGUMENTS)
         elif key == "columns":
             draft.leave(f"{at}.{key}", value, "columns that are not used are left out, and named", needless=True)
         elif key in NAMES:

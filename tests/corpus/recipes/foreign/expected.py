@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 
 class Expected(NamedTuple):
-    """values, absent: of the recipe, by dotted key;  missing, needless: lines listed;  todo: what is to be filled in"""
+    """values, absent: of the recipe, by dotted key;  missing, needless, different: listed;  todo: to fill in"""
 
     values: Mapping[str, Any]
     missing: tuple[str, ...] = ()
     needless: tuple[str, ...] = ()
+    different: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     todo: tuple[str, ...] = ()
 
@@ -71,7 +72,8 @@ EXPECTED = {
             "load_in_4bit: true  # this version has no quantised bases",
             "adapter: qlora  # lora here",
             "chat_template: chatml  # a template of axolotl's own",
-            'lr_scheduler: rex  # train.lr_scheduler_type: "rex", must be',
+            "lr_scheduler: rex  # train.lr_scheduler_type: \"rex\", must be 'cosine', 'linear' or 'constant'; the "
+            "recipe has train.lr_scheduler_type: cosine",
             "save_steps: 0.25  # a share of all steps",
             "neftune_noise_alpha: 5",
             "deepspeed: deepspeed_configs/zero2.json  # this version trains in one process",
@@ -97,6 +99,7 @@ EXPECTED = {
         },
         missing=("datasets.1.type.no_input_format", 'fsdp: ["full_shard"]', "fsdp_config: "),
         needless=("group_by_length: false", "train_on_inputs: false", "strict: false"),
+        different=("axolotl cuts it into pieces of sequence_len", "fsdp, fsdp_config are for several: multiply"),
         absent=("data.eval_split", "adapter", "adapter.r"),
         todo=("output_dir",),
     ),
@@ -159,19 +162,26 @@ EXPECTED = {
             "data.shuffle_buffer": 4096,
             "data.loss_on": "last",
             "train.max_steps": 200,
-            "train.lr_scheduler_type": "linear",
             "report_to.0": "wandb",
             "run_name": "mixed",
         },
         missing=(
             "deepspeed: ",
-            "lr_scheduler_type: cosine_with_min_lr",
             "lr_scheduler_kwargs: ",
             "template: qwen",
             "report_to: ",
         ),
-        needless=("packing: false", "finetuning_type: full", "flash_attn: fa2", "enable_liger_kernel: true"),
-        absent=("adapter", "adapter.r", "data.eval_split"),
+        needless=(
+            "packing: false",
+            "finetuning_type: full",
+            "flash_attn: fa2",
+            "lr_scheduler_type: cosine_with_min_lr",
+        ),
+        absent=("adapter", "adapter.r", "data.eval_split", "train.lr_scheduler_type"),
+        different=(
+            "the learning rate ends at zero; cosine_with_min_lr ends at its min_lr",
+            "deepspeed is for several: multiply train.gradient_accumulation_steps by the number of GPUs",
+        ),
     ),
     "llama_factory/pretrain.yaml": Expected(
         {
@@ -181,6 +191,7 @@ EXPECTED = {
             "adapter.use_rslora": True,
             "data.train.0.format": "text",
             "data.train.0.columns.text": "content",
+            "data.packing": True,
             "data.loss_on": "all",
             "data.eval_split": 0,
             "train.optim": "adamw_8bit",
@@ -188,6 +199,7 @@ EXPECTED = {
         },
         missing=("quantization_bit: 4",),
         needless=("do_train: true",),
+        different=("LLaMA-Factory joins all texts, cuts them every cutoff_len tokens",),
     ),
     "llama_factory/unknown_data.yaml": Expected(
         {
@@ -276,7 +288,14 @@ EXPECTED = {
             "data.loss_on": "all",
             "resume": "auto",
         },
-        missing=("truncation_mode: keep_end", "fp16: true", "neftune_noise_alpha: 5", "auto_find_batch_size: true"),
+        missing=(
+            "truncation_mode: keep_end  # the start of a row that is too long is kept, not its end; the recipe has "
+            "data.overlong: error",
+            "fp16: true",
+            "neftune_noise_alpha: 5",
+            "auto_find_batch_size: true",
+        ),
+        absent=("data.overlong",),
     ),
     "trl/older_mixer.yaml": Expected(
         {

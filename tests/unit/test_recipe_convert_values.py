@@ -1,0 +1,259 @@
+"""Values of other tools one by one: what a recipe makes of each, and what it says where that is not the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunekit.recipe.convert import convert
+from tunekit.recipe.foreign import VALUES
+from tunekit.recipe.load import load_text
+from tunekit.recipe.parse import leaves, parse
+
+TRL = {"model_name_or_path": "m", "dataset_name": "org/d", "output_dir": "o"}
+AXOLOTL = {"base_model": "m", "datasets": [{"path": "org/d"}], "output_dir": "o"}
+FACTORY = {"model_name_or_path": "m", "dataset": "d", "stage": "sft", "output_dir": "o"}
+DIFFERENT, MISSING, NEEDLESS = "Different from", "Without counterpart:", "Not needed:"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def converted(tool: str, config: dict[str, Any], registry: dict[str, Any] | None = None) -> str:
+    if registry:
+        Path("data").mkdir(exist_ok=True)
+        Path("data/dataset_info.json").write_text(json.dumps(registry))
+    Path("c.yaml").write_text(json.dumps(config))
+    return convert("c.yaml", tool).recipe
+
+
+def values(recipe: str) -> dict[str, Any]:
+    return {".".join(map(str, path)): value for path, value in leaves(parse(recipe, "r.yaml").value)}
+
+
+def listed(recipe: str, title: str) -> list[str]:
+    lines = recipe.partition(f"# {title}")[2].splitlines()[1:]
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#   ")), len(lines))
+    return [line.removeprefix("#   ") for line in lines[:end]]
+
+
+def test_null_as_the_length_is_no_limit_and_not_the_default_of_trl() -> None:
+    recipe = converted("trl", TRL | {"max_length": None, "gradient_checkpointing": None})
+    assert not {"data.max_length", "data.overlong", "train.activation_checkpointing"} & values(recipe).keys()
+    assert "max_length:  # the default of data.max_length" in listed(recipe, NEEDLESS)
+    loaded = load_text(recipe, "r.yaml").recipe
+    assert (loaded.data.max_length, loaded.train.activation_checkpointing) == (None, False)
+    assert values(converted("trl", TRL | {"learning_rate": None}))["train.learning_rate"] == 2e-5, (
+        "else it says nothing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ours", "held"),
+    [
+        ("lr_scheduler_type", "inverse_sqrt", "train.lr_scheduler_type", "cosine"),
+        ("truncation_mode", "keep_end", "data.overlong", "error"),
+        ("optim", "muon", "train.optim", "adamw_torch"),
+        ("optim", "adamw_torch_4bit", "train.optim", "adamw_torch"),
+        ("learning_rate", -1, "train.learning_rate", None),
+        ("metric_for_best_model", "eval_accuracy", "eval.metric_for_best_model", "eval_loss"),
+        ("save_steps", 0.5, "save.steps", 100),
+    ],
+)
+def test_a_value_without_counterpart_is_not_the_tool_s_default_and_what_holds_is_said(
+    key: str, value: Any, ours: str, held: Any
+) -> None:
+    recipe = converted("trl", TRL | {key: value})
+    assert ours not in values(recipe)
+    (line,) = (line for line in listed(recipe, MISSING) if line.startswith(f"{key}: "))
+    assert line.endswith(f" the recipe has {ours}: {held}") == (held is not None)
+    section, name = ours.split(".")
+    loaded = getattr(getattr(load_text(recipe, "r.yaml").recipe, section), name)
+    assert loaded == held or held is None
+
+
+@pytest.mark.parametrize(
+    ("tool", "config", "key"), [("trl", TRL, "lr_scheduler_type"), ("axolotl", AXOLOTL, "lr_scheduler")]
+)
+@pytest.mark.parametrize(
+    ("theirs", "ours", "difference"),
+    [
+        ("cosine_with_min_lr", "cosine", "ends at its min_lr"),
+        ("cosine_warmup_with_min_lr", "cosine", "ends at its min_lr"),
+        ("cosine_with_restarts", "cosine", "starts again where its num_cycles is over 1"),
+        ("polynomial", "linear", "ends at its lr_end"),
+        ("constant_with_warmup", "constant", ""),
+        ("linear", "linear", ""),
+    ],
+)
+def test_schedules_are_the_nearest_one_and_what_is_different_is_said(
+    tool: str, config: dict[str, Any], key: str, theirs: str, ours: str, difference: str
+) -> None:
+    recipe = converted(tool, config | {key: theirs})
+    assert load_text(recipe, "r.yaml").recipe.train.lr_scheduler_type == ours
+    said = [line for line in listed(recipe, DIFFERENT) if "learning rate" in line]
+    assert [f"{theirs} " in line and difference in line for line in said] == ([True] if difference else [])
+
+
+@pytest.mark.parametrize(
+    ("assistant", "completion", "loss_on"),
+    [
+        (True, None, "assistant"),
+        (True, False, "assistant"),
+        (True, True, "completion"),
+        (False, True, "completion"),
+        (None, True, "completion"),
+        (False, False, "all"),
+        (None, False, "all"),
+        (False, None, None),
+        (None, None, None),
+    ],
+)
+def test_the_two_keys_of_trl_about_the_loss_say_it_together_in_any_order(
+    assistant: bool | None, completion: bool | None, loss_on: str | None
+) -> None:
+    keys = {"assistant_only_loss": assistant, "completion_only_loss": completion}
+    given = [(key, value) for key, value in keys.items() if value is not None]
+    recipes = {converted("trl", TRL | dict(order)) for order in (given, given[::-1])}
+    (recipe,) = {recipe.partition("\n\n")[0] for recipe in recipes}
+    assert load_text(recipe, "r.yaml").recipe.data.loss_on == (loss_on or "assistant")
+    for whole in recipes:
+        assert any("TRL trains all its tokens" in line for line in listed(whole, DIFFERENT)) == (loss_on is None)
+        assert all(f"{key}: {json.dumps(value)}" in whole for key, value in given)
+
+
+def test_texts_that_others_cut_into_pieces_are_said_to_be_rows_here() -> None:
+    axolotl = converted("axolotl", AXOLOTL | {"datasets": [{"path": "org/d", "type": "completion"}]})
+    assert any("axolotl cuts it into pieces of sequence_len" in line for line in listed(axolotl, DIFFERENT))
+    for packing, packed in ((None, True), (True, True), (False, False)):
+        recipe = converted(
+            "llamafactory", FACTORY | {"stage": "pt", "packing": packing}, {"d": {"file_name": "d.json"}}
+        )
+        assert load_text(recipe, "r.yaml").recipe.data.packing is packed
+        assert any("joins all texts" in line for line in listed(recipe, DIFFERENT)) is packed
+    sft = converted("llamafactory", FACTORY, {"d": {"file_name": "d.json"}})
+    assert not load_text(sft, "r.yaml").recipe.data.packing and "joins all texts" not in sft
+
+
+@pytest.mark.parametrize(("strategy", "title"), [("bfd", NEEDLESS), ("bfd_split", MISSING), ("wrapped", MISSING)])
+def test_packing_that_cuts_examples_has_no_counterpart(strategy: str, title: str) -> None:
+    recipe = converted("trl", TRL | {"packing": True, "packing_strategy": strategy})
+    assert any(
+        line.startswith(f"packing_strategy: {strategy}  # examples are packed whole") for line in listed(recipe, title)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tool", "config", "keys"),
+    [
+        ("axolotl", AXOLOTL | {"deepspeed": "zero2.json"}, "deepspeed is"),
+        ("axolotl", AXOLOTL | {"fsdp": ["full_shard"], "fsdp_config": {"a": 1}}, "fsdp, fsdp_config are"),
+        ("llamafactory", FACTORY | {"ddp_timeout": 180000000}, "ddp_timeout is"),
+        ("axolotl", AXOLOTL | {"deepspeed": None, "fsdp": []}, ""),
+        ("trl", TRL, ""),
+    ],
+)
+def test_a_config_for_several_gpus_says_what_becomes_of_its_batch(tool: str, config: dict[str, Any], keys: str) -> None:
+    said = [line for line in listed(converted(tool, config), DIFFERENT) if "gradient_accumulation_steps" in line]
+    assert [f"{keys} for several: multiply train.gradient_accumulation_steps by" in line for line in said] == (
+        [True] if keys else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "source", "missing"),
+    [
+        ({"formatting": "openai"}, {"format": "messages"}, ""),
+        (
+            {
+                "formatting": "openai",
+                "columns": {"messages": "m"},
+                "tags": {"role_tag": "role", "content_tag": "content"},
+            },
+            {"format": "messages", "columns.messages": "m"},
+            "",
+        ),
+        ({"formatting": "sharegpt"}, {"format": "sharegpt"}, ""),
+        (
+            {"formatting": "sharegpt", "tags": {"role_tag": "role", "content_tag": "content"}},
+            {"format": "messages", "columns.messages": "conversations"},
+            "",
+        ),
+        (
+            {"formatting": "sharegpt", "tags": {"user_tag": "Human"}},
+            {"format": "sharegpt"},
+            "d.tags.user_tag: Human  # roles are",
+        ),
+        ({"formatting": "xml"}, {}, "d.formatting: xml  # no format of this name"),
+        ({}, {"format": "alpaca"}, ""),
+    ],
+)
+def test_each_formatting_of_a_registry_is_its_format(
+    entry: dict[str, Any], source: dict[str, str], missing: str
+) -> None:
+    recipe = converted("llamafactory", FACTORY, {"d": {"file_name": "d.json", **entry}})
+    said = {
+        key.removeprefix("data.train.0."): value
+        for key, value in values(recipe).items()
+        if key.startswith("data.train.0.")
+    }
+    said.pop("path", None)
+    assert said == source
+    assert [line for line in listed(recipe, MISSING) if missing and line.startswith(missing)] or not missing
+
+
+def test_files_of_a_kind_that_is_not_read_are_left_to_do() -> None:
+    registry = converted("llamafactory", FACTORY | {"stage": "pt"}, {"d": {"file_name": "d.txt"}})
+    config = AXOLOTL | {"datasets": [{"path": "text", "data_files": "d.txt", "type": "completion"}]}
+    for recipe in (registry, converted("axolotl", config)):
+        assert values(recipe)["data.train.0.path"].endswith("d.txt as JSONL or parquet, since .txt files are not read")
+
+
+def test_columns_that_trl_hands_to_the_template_have_no_counterpart() -> None:
+    mixture = {
+        "datasets": [
+            {"id": "org/a", "columns": ["messages", "chat_template_kwargs"]},
+            {"id": "b", "columns": ["messages"]},
+        ]
+    }
+    recipe = converted("trl", {**TRL, "dataset_name": None, "dataset_mixture": mixture})
+    assert any(line.startswith("dataset_mixture.datasets.0.columns: ") for line in listed(recipe, MISSING))
+    assert any(line.startswith("dataset_mixture.datasets.1.columns: ") for line in listed(recipe, NEEDLESS))
+
+
+def test_settings_of_evaluations_that_there_are_not_are_listed() -> None:
+    keys = {"eval_steps": 5, "metric_for_best_model": "accuracy", "greater_is_better": True}
+    for config in (TRL | keys, TRL | keys | {"eval_strategy": "steps"}):
+        recipe = converted("trl", config)
+        held_out = "eval_strategy" in config
+        assert values(recipe).get("eval.steps") == (5 if held_out else None)
+        assert "eval.greater_is_better" not in values(recipe), "it was about another metric"
+        assert any(
+            line.startswith("greater_is_better: true  # it is about a metric") for line in listed(recipe, MISSING)
+        )
+        load_text(recipe, "r.yaml")
+    answers = converted("axolotl", AXOLOTL | {"eval_max_new_tokens": 64, "val_set_size": 9})
+    assert any(
+        line.startswith("eval_max_new_tokens: 64  # it is for eval.metrics") for line in listed(answers, MISSING)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "word", "meant"),
+    [
+        (ours, word, meant)
+        for ours in ("model.dtype", "train.optim", "train.lr_scheduler_type", "resume")
+        for word, meant in VALUES[ours].items()
+    ],
+)
+def test_what_a_hint_proposes_for_another_tool_s_word_is_what_a_conversion_takes(
+    ours: str, word: str, meant: str
+) -> None:
+    key = {"resume": "resume_from_checkpoint"}.get(ours, ours.rpartition(".")[2])
+    value: Any = load_text(converted("trl", TRL | {key: word}), "r.yaml").recipe
+    for part in ours.split("."):
+        value = getattr(value, part)
+    assert value == meant
