@@ -562,9 +562,9 @@ def test_rows_that_hold_more_than_text_or_prompt_can_be_taken_by_it_alone() -> N
         row = {key: "Ask", **more}
         assert f"format: {key} takes the rows as they are" in advice_on(row)
         assert not isinstance(one(row, format=key), Rejected)
-    messages = {"prompt": [USER], "solution": "4"}
+    messages = {"prompt": [USER, ASSISTANT, USER], "solution": "4"}
     assert columns_in(advice_on(messages)) == [{"answer": "solution"}]
-    assert one(messages, columns={"answer": "solution"}) == Prompt((USER,), PLACE, answer="4")
+    assert one(messages, columns={"answer": "solution"}) == Prompt((USER, ASSISTANT, USER), PLACE, answer="4")
 
 
 def test_lines_that_look_like_rows_for_a_header_are_said_to_be() -> None:

@@ -257,3 +257,11 @@ def test_what_a_hint_proposes_for_another_tool_s_word_is_what_a_conversion_takes
     for part in ours.split("."):
         value = getattr(value, part)
     assert value == meant
+
+
+@pytest.mark.parametrize(("key", "ours"), [("include", "extends"), ("peft", "adapter"), ("precision", "model.dtype")])
+def test_a_key_of_no_tool_in_question_is_listed_with_ours(key: str, ours: str) -> None:
+    recipe = converted("axolotl", AXOLOTL | {key: "x.yaml"})
+    (line,) = (line for line in listed(recipe, MISSING) if line.startswith(f"{key}: x.yaml  # "))
+    assert ours in line and "unknown key" not in line
+    load_text(recipe, "r.yaml")

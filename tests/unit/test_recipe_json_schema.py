@@ -10,11 +10,12 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from tunekit.errors import RecipeError
+from tunekit.recipe.forms import EXTENDS, SYNONYMS
 from tunekit.recipe.hints import SECTIONS
 from tunekit.recipe.json_schema import json_schema, json_schema_text
 from tunekit.recipe.load import load
 from tunekit.recipe.parse import parse
-from tunekit.recipe.schema import EXTENDS, SYNONYMS, Recipe
+from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import as_dict
 
 ROOT = Path(__file__).parents[2]

@@ -259,7 +259,7 @@ def test_a_torn_gzip_gives_the_rows_before_the_cut_and_then_an_error(tmp_path: P
     ("name", "content", "reason"),
     [
         ("a.jsonl.gz", b'{"a": 1}\n', "cannot be read: Not a gzipped file"),
-        ("a.jsonl", gzip.compress(b'{"a": 1}\n'), "packed with gzip, not jsonl"),
+        ("a.jsonl", gzip.compress(mtime=0, data=b'{"a": 1}\n'), "packed with gzip, not jsonl"),
         ("a.csv", b"PAR1...", "a parquet file, not csv"),
         ("a.csv", b"PK\x03\x04...", "zip archive"),
         ("a.json", '[{"a": 1}]'.encode("utf-16"), "UTF-16, not json"),

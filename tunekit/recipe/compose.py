@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.explain import place_of
+from tunekit.recipe.forms import EXTENDS, SYNONYMS, expand, our_name
 from tunekit.recipe.parse import NEEDED, Document, KeyPath, Place, leaves, parse
 from tunekit.recipe.read import read_text
-from tunekit.recipe.schema import EXTENDS, SYNONYMS, expand, our_name
 from tunekit.recipe.types import NOT_EXPANDED, VARIABLE
 
 MAX_LEVELS = 8

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tunekit.recipe.excerpt import printable
+from tunekit.recipe.forms import EXTENDS, expand
 from tunekit.recipe.hints import SECTIONS, is_key, nearest_value, unknown_key
 from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted, leaves, scalar
 from tunekit.recipe.rules import conflicts
-from tunekit.recipe.schema import EXTENDS, Recipe, expand
+from tunekit.recipe.schema import Recipe
 
 ACCEPTED = {
     "int_type": "a whole number",

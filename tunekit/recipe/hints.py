@@ -10,8 +10,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from tunekit.recipe.foreign import FOREIGN, IN_SECTION, VALUES
+from tunekit.recipe.forms import EXTENDS, SYNONYMS
 from tunekit.recipe.parse import KeyPath, dotted
-from tunekit.recipe.schema import EXTENDS, SYNONYMS, Recipe
+from tunekit.recipe.schema import Recipe
 
 LEAST_LIKENESS = 0.6
 

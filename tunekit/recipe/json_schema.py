@@ -11,7 +11,8 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from tunekit.recipe.schema import EXTENDS, SHORT_FORMS, SYNONYMS, Recipe
+from tunekit.recipe.forms import EXTENDS, SHORT_FORMS, SYNONYMS
+from tunekit.recipe.schema import Recipe
 from tunekit.recipe.types import PATH_SCHEMA
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.excerpt import printable
+from tunekit.recipe.forms import EXTENDS, expand, our_name
 from tunekit.recipe.hints import is_key, unknown_key
 from tunekit.recipe.parse import Document, KeyPath, Place, dotted, parse, scalar
-from tunekit.recipe.schema import EXTENDS, expand, our_name
 
 MAX_SHOWN = 100
 

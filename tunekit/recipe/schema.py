@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from tunekit.recipe.forms import expand
 from tunekit.recipe.types import (
     LEFT_OUT,
     MAX_COUNT,
@@ -29,12 +30,6 @@ from tunekit.recipe.types import (
     Text,
     Trackers,
 )
-
-EXTENDS = "extends"  # the key of a recipe file that names its bases; a loaded recipe has none
-SHORT_FORMS = {"model": "name_or_path", "adapter": "type", "data": "train"}  # what a section that is one word means
-SYNONYMS = {
-    ("train", "gradient_checkpointing"): ("train", "activation_checkpointing"),
-}
 
 
 class Model(Section):
@@ -264,35 +259,3 @@ class Recipe(Section):
     @classmethod
     def _expand(cls, raw: Any) -> Any:
         return expand(raw)
-
-
-def _sources(value: Any) -> Any:
-    if isinstance(value, str):
-        value = [value]
-    return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
-
-
-def our_name(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The path with its key under the name that we keep."""
-    return (*SYNONYMS.get(path[:2], path[:2]), *path[2:])
-
-
-def expand(raw: Any) -> Any:
-    """The recipe with `model: x`, `adapter: lora`, `data: x`, `data.train: x`, `report_to: x` in full. Idempotent."""
-    if not isinstance(raw, dict):
-        return raw
-    raw = dict(raw)
-    for section, key in SHORT_FORMS.items():
-        if isinstance(raw.get(section), str):
-            raw[section] = {key: raw[section]}
-    if isinstance(raw.get("report_to"), str):
-        raw["report_to"] = [raw["report_to"]]
-    if isinstance(raw.get("data"), dict):
-        raw["data"] = {
-            key: _sources(value) if key in ("train", "eval") else value for key, value in raw["data"].items()
-        }
-    for (section, theirs), (_, ours) in SYNONYMS.items():
-        keys = raw.get(section)
-        if isinstance(keys, dict) and theirs in keys and ours not in keys:
-            raw[section] = {ours if key == theirs else key: value for key, value in keys.items()}
-    return raw

@@ -8,8 +8,8 @@ from typing import Any
 from tunekit.recipe.convert.draft import Draft, Left, truth
 from tunekit.recipe.convert.values import TRANSLATE, nothing
 from tunekit.recipe.foreign import FOREIGN, LLAMA_FACTORY, TRL
+from tunekit.recipe.forms import EXTENDS
 from tunekit.recipe.hints import SECTIONS, owners_of
-from tunekit.recipe.schema import EXTENDS
 
 EMPTY = "it is empty"
 SOURCES = ("data.train", "data.eval.")

@@ -7,7 +7,8 @@ from typing import Any
 
 from tunekit.recipe.convert.draft import Draft, Note
 from tunekit.recipe.excerpt import printable
-from tunekit.recipe.schema import SHORT_FORMS, Recipe
+from tunekit.recipe.forms import SHORT_FORMS
+from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import flow, lines
 
 MAX_VALUE = 80
