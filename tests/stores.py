@@ -31,4 +31,4 @@ def store_of(
         rejected = sum(isinstance(row, Rejected) for row in rows)
         return {"source": name, "kind": kind, "rows": len(rows) - rejected, "rejected": rejected, "terminators": []}
 
-    return stored(folder, write)
+    return stored(folder, write)[0]

@@ -97,7 +97,7 @@ def test_a_saved_tokenizer_that_renders_otherwise_is_no_result(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3, "the rows are pairs, and this command trains on conv"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3, "the rows are pairs, and this command takes conv"),
         ([{"prompt": "a"}] * 3, "the rows are prompts"),
     ],
 )

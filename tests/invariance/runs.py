@@ -46,10 +46,13 @@ def run(recipe: Path, *overrides: str) -> dict[str, Any]:
 def killed_copy(source: Path, destination: Path, last_step: int) -> Path:
     """The run folder as a kill soon after the checkpoint of `last_step` would leave it.
 
-    `metrics.jsonl` is whole: a kill may come long after the checkpoint. Other files of a finished run are gone.
+    `metrics.jsonl` is whole and `rejected.jsonl` torn: a kill may come long after the checkpoint. Other files of a
+    finished run are gone.
     """
     (destination / "checkpoints").mkdir(parents=True)
     shutil.copy(source / "metrics.jsonl", destination)
+    if (rejected := source / "rejected.jsonl").exists():
+        (destination / rejected.name).write_bytes(rejected.read_bytes()[:-9])
     for path in checkpoint.steps_in(source / "checkpoints"):
         if int(path.name.removeprefix("step-")) <= last_step:
             shutil.copytree(path, destination / "checkpoints" / path.name)

@@ -1,8 +1,10 @@
 """A run that is killed and resumed ends as one that never stopped: every bit of weights, moments and generators."""
 
+import json
 import os
 import shutil
 import signal
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 from runs import final_state, killed_copy, metric_rows, run, unproven_artefact, write_recipe
 
 from tunekit.errors import Preempted, RecipeError
-from tunekit.stages import held_out
+from tunekit.models.tiny_random import tokenizer
+from tunekit.stages import held_out, sft
 from tunekit.train import checkpoint, loop
 
 __all__ = ["unproven_artefact"]
@@ -87,6 +90,51 @@ def test_mixtures_and_streams_resume_bit_for_bit(tmp_path: Path, overrides: tupl
     check_every_stop(tmp_path, (1, 4, 7), *(each.replace("PATH", path) for each in overrides))
 
 
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_a_stream_with_rejected_and_overlong_rows_resumes_bit_for_bit(tmp_path: Path, overlong: str) -> None:
+    recipe, chats = write_recipe(tmp_path), tmp_path / "chat.jsonl"
+    good = chats.read_text(encoding="utf-8").splitlines()
+    long = json.dumps({"prompt": "x", "completion": "y" * 500})
+    lines = [*good[:4], '{"messages": 7}', "torn", *good[4:], '{"messages": [{"role": "user", "content": "Hi"}]}']
+    chats.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "more.jsonl").write_text("\n".join([long, '{"prompt": 7}', long]) + "\n", encoding="utf-8")
+    train = f"data.train=[{chats}, {tmp_path / 'more.jsonl'}]"
+    overrides = (*STREAM, train, "data.max_rejected=4", f"data.overlong={overlong}", "data.eval_split=2")
+    overrides = (*overrides, "train.max_steps=16")
+    result = run(recipe, *overrides)
+    whole = tmp_path / "run"
+    assert result["streamed"]["rejected"] == len((whole / "rejected.jsonl").read_text().splitlines()) == 4
+    assert result["streamed"]["overlong"] >= 2
+    for stop in (1, 2, 3, 4):
+        copy = killed_copy(whole, tmp_path / f"killed-{stop}", stop)
+        again = run(recipe, *overrides, "resume=auto", f"output_dir={copy}")
+        assert_same_end(copy, whole)
+        assert again["streamed"] == result["streamed"]
+        assert (copy / "rejected.jsonl").read_bytes() == (whole / "rejected.jsonl").read_bytes()
+
+
+class Tomorrow(date):
+    @classmethod
+    def today(cls) -> date:
+        return date.fromordinal(date.today().toordinal() + 1)
+
+
+@pytest.mark.parametrize("overrides", [(), STREAM], ids=["rows", "stream"])
+def test_a_resumed_run_tells_a_chat_template_the_day_on_which_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    recipe, template = write_recipe(tmp_path), tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %B') }}\n" + tokenizer().chat_template)
+    overrides = (*overrides, f"data.chat_template={template}")
+    run(recipe, *overrides)
+    copy = killed_copy(tmp_path / "run", tmp_path / "killed", 2)
+    monkeypatch.setattr(sft, "date", Tomorrow)
+    run(recipe, *overrides, "resume=auto", f"output_dir={copy}")
+    assert_same_end(copy, tmp_path / "run")
+    assert run(recipe, *overrides, f"output_dir={tmp_path / 'next'}")
+    assert final_state(tmp_path / "next") != final_state(tmp_path / "run"), "the day is in what is trained on"
+
+
 def test_the_best_step_and_early_stopping_survive_a_kill(tmp_path: Path) -> None:
     """With the sign turned the first evaluation is the best, and the run stops itself two evaluations later."""
     overrides = (
@@ -146,7 +194,8 @@ def test_a_preempted_run_resumes_bit_for_bit(
 
 
 def test_another_recipe_or_other_data_are_not_resumed(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path)
+    recipe, template = write_recipe(tmp_path), tmp_path / "other.jinja"
+    template.write_text("X" + tokenizer().chat_template)
     run(recipe)
     resume = ("resume=auto", f"output_dir={killed_copy(tmp_path / 'run', tmp_path / 'killed', 3)}")
     for override in (
@@ -155,7 +204,12 @@ def test_another_recipe_or_other_data_are_not_resumed(tmp_path: Path) -> None:
         "train.seed=1",
         "data.loss_on=all",
         "data.packing=true",
+        "data.overlong=drop",
+        "data.system=Be kind.",
+        f"data.eval={tmp_path / 'chat.jsonl'}",
+        f"data.train=[{{path: {tmp_path / 'chat.jsonl'}, weight: 2}}]",
+        f"data.chat_template={template}",
     ):
         with pytest.raises(RecipeError, match="written by another run"):
-            run(recipe, *resume, override)
+            run(recipe, *resume, *([override] if "eval=" not in override else [override, "~data.eval_split"]))
     run(recipe, *resume, "save.steps=3", "train.logging_steps=5")  # what does not touch the training may change

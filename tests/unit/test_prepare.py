@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.stores import store_of, token_row
-from tunekit.data.prepare import Rows, all_rows, check_overlong, check_rejected, fingerprint, prepare, split
+from tunekit.data.prepare import Rows, all_rows, check_overlong, fingerprint, prepare, split
+from tunekit.data.rejected import check_rejected, into_file
 from tunekit.data.rows import Rejected, Tokens
 from tunekit.data.store import Store
 from tunekit.errors import DataError
@@ -50,6 +51,9 @@ def test_overlong_rows_are_an_error_that_names_them_and_both_fixes(store: Store)
     assert "2 of 3 rows (66.7%) are over data.max_length: 15; cut there, 2 would lose part of an answer" in message
     assert "a.jsonl:2: 20 tokens" in message and "a.jsonl:3: 30 tokens" in message
     assert "data.max_length: 30" in message and "drop or truncate" in message
+    with pytest.raises(DataError) as caught:
+        check_overlong(all_rows([store], 15), "error", context=29)
+    assert caught.value.fix == "Set data.overlong: drop or truncate.", "no model can be given more than its context"
     for rule in ("drop", "truncate"):
         check_overlong(all_rows([store], 15), rule)
 
@@ -100,7 +104,7 @@ def test_a_cut_that_takes_no_trained_token_is_no_cut_answer(tmp_path: Path) -> N
 def test_nothing_left_is_an_error(store: Store, tmp_path: Path, overlong: str) -> None:
     with pytest.raises(DataError, match="none of 3 rows is left"):
         prepare(all_rows([store], 3), overlong)
-    with pytest.raises(DataError, match=r"a\.jsonl: no row to train on"):
+    with pytest.raises(DataError, match=r"a\.jsonl: no row that can be used"):
         all_rows([store_of(tmp_path / "empty", [])], 3)
 
 
@@ -120,7 +124,9 @@ def test_a_prompt_that_is_too_long_is_never_cut(tmp_path: Path) -> None:
     prompts = [[token_row(range(length), [0] * length)] for length in (5, 50)]
     rows = all_rows([store_of(tmp_path / "s", prompts, kind="prompts")], 20)
     for rule in ("drop", "truncate"):
-        assert [len(each.ids) for each in prepare(rows, rule).tokens] == [5]
+        prepared = prepare(rows, rule)
+        assert [len(each.ids) for each in prepared.tokens] == [5]
+        assert (prepared.summary.truncated, prepared.summary.dropped) == (0, 1)
 
 
 def test_sources_of_different_kinds_do_not_mix(tmp_path: Path) -> None:
@@ -169,6 +175,28 @@ def test_rejected_rows_are_written_with_place_reason_and_content_also_when_they_
     assert [(each["source"], each["reason"], each["row"]) for each in lines] == [
         (f"a.jsonl:{i}", f"reason {i}", {"n": i}) for i in range(7)
     ]
+
+
+def test_rows_of_a_run_before_do_not_stay_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "rejected.jsonl"
+    check_rejected([rejects(tmp_path, 3, 7)], 7, file)
+    check_rejected([rejects(tmp_path, 3, 2)], 2, file)
+    assert len(file.read_text().splitlines()) == 2
+    check_rejected([rejects(tmp_path, 3, 0)], 2, file)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 60, 61, 100])
+def test_a_file_torn_by_a_kill_goes_on_with_each_row_once(tmp_path: Path, cut: int) -> None:
+    rows, file = [Rejected(f"a.jsonl:{i}", "reason", {"n": i}) for i in range(3)], tmp_path / "rejected.jsonl"
+    for row in rows:
+        into_file(file)(row)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) - cut])
+    reject = into_file(file)
+    for row in rows:
+        reject(row)
+    assert file.read_bytes() == whole
 
 
 def items(count: int) -> np.ndarray:

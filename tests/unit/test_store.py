@@ -2,7 +2,7 @@
 
 import json
 import multiprocessing
-import shutil
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def test_rows_come_back_as_they_went_in(tmp_path_factory: pytest.TempPathFactory
 
 def test_a_row_knows_its_item_its_text_and_its_equals(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s", ROWS)
-    assert store.items.tolist() == [0, 2, 2, 3, 4] and store.num_items == 4
+    assert store.items.tolist() == [0, 2, 2, 3, 4]
     assert store.row(2) == Text("", "text 2", "a.jsonl:3")
     same = store.digests[:, None] == store.digests
     assert same.sum() == 7 and same[0, 4], "only the first and the last are equal"
@@ -59,12 +59,13 @@ def test_a_conversation_comes_back_equal(tmp_path: Path) -> None:
         write_rows(staging, [[Rendered(0, row, [token_row([1, 2], [0, 1])])]])
         return {}
 
-    assert stored(tmp_path / "s", write).row(0) == row
+    assert stored(tmp_path / "s", write)[0].row(0) == row
 
 
 def test_a_store_is_written_once(tmp_path: Path) -> None:
     first = store_of(tmp_path / "s", ROWS)
-    again = stored(tmp_path / "s", lambda staging: pytest.fail("written again"))
+    again, was_there = stored(tmp_path / "s", lambda staging: pytest.fail("written again"))
+    assert was_there
     assert again.report == first.report
 
 
@@ -125,10 +126,30 @@ def _length_of(folder: Path) -> int:
     return len(store_of(folder, ROWS))
 
 
-def test_another_user_can_read_a_store(tmp_path: Path) -> None:
-    store = store_of(tmp_path / "s", ROWS)
-    assert store.folder.stat().st_mode & 0o055 == 0o055
-    shutil.rmtree(store.folder)
+def test_a_store_is_for_those_whom_the_umask_lets_in(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert store_of(tmp_path / "s", ROWS).folder.stat().st_mode & 0o777 == 0o750
+    finally:
+        os.umask(before)
+
+
+def test_what_a_killed_run_left_half_written_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    for name in (".tmp-old", ".tmp-new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.arrow").write_bytes(b"half")
+    for path in (tmp_path / ".tmp-old", tmp_path / ".tmp-old" / "rows.arrow", tmp_path / ".tmp-new"):
+        os.utime(path, (0, 0))
+    store_of(tmp_path / "s", ROWS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-new", "s"]
+
+
+def test_rows_are_counted_from_the_end_too(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "s", ROWS, chunk=2)
+    assert [store[i].source for i in range(-5, 0)] == [store[i].source for i in range(5)]
+    for i in (5, -6):
+        with pytest.raises(IndexError):
+            store[i]
 
 
 def test_an_empty_store_has_no_rows(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def texts(count: int, length: int = 5, word: str = "x") -> list[dict[str, Any]]:
 
 
 def loader(*sources_of_rows: list[dict[str, Any]], num_steps: int = 10, **options: Any) -> StreamLoader:
-    extra = {key: options.pop(key) for key in ("held_out", "reject") if key in options}
+    extra = {key: options.pop(key) for key in ("held_out", "kind", "reject") if key in options}
     readings = [reading(rows, part) for part, rows in enumerate(sources_of_rows)]
     settings = StreamSettings(num_steps=num_steps, **{**SETTINGS, **options})
     return StreamLoader(readings, TOKENIZER, Rendering(), settings, **extra)
@@ -161,8 +161,9 @@ def test_what_rendering_changes_is_said_after_the_first_block_and_in_all_at_the_
     assert stream.notes == {SYSTEM_REPLACED: 2}, "in the first of three passes"
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="tunekit"):
-        stream.say_notes()
-    assert caplog.messages == [f"data.streaming: 2 {SYSTEM_REPLACED}"]
+        counts = stream.report()
+    assert caplog.messages[0] == f"data.streaming: 2 {SYSTEM_REPLACED}"
+    assert counts == {"rows": 60, "rejected": 0, "overlong": 0, "answers_cut": 0} and "rows 60" in caplog.messages[1]
     stopped = StreamLoader([reading(rows)], TOKENIZER, rendering, settings)
     stopped.load_state_dict(stream.state_dict())
     assert not stopped.notes, "of the rows after those that were seen, in a later pass"
@@ -190,6 +191,52 @@ def test_the_ids_that_end_answers_are_those_that_end_turns(loss_on: str) -> None
 
 
 BAD = {"prompt": "x", "completion": 7}
+
+
+def test_ids_that_end_answers_of_a_later_source_are_known_once_they_came_also_after_a_resume() -> None:
+    ask, other = {"role": "user", "content": "Hi"}, tokenizer()
+    other.eos_token = "<|endoftext|>"
+    chats = [{"messages": [ask, {"role": "assistant", "content": f"{i}"}]} for i in range(12)]
+    plan = StreamSettings(num_steps=12, **SETTINGS)
+    readings = [reading(chats, 0), reading(texts(12), 1)]
+    stream, fresh = (StreamLoader(readings, other, Rendering(), plan) for _ in range(2))
+    end, eos = other.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert stream.terminators == {end}
+    given_out(stream)
+    assert stream.terminators == {end, eos}
+    fresh.load_state_dict(stream.state_dict())
+    assert fresh.terminators == {end, eos}
+
+
+def test_every_row_must_be_of_the_kind_that_is_trained_on() -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    stream = loader(texts(20), [pair] * 20, kind="conversations", num_steps=20, sampling="sequential")
+    with pytest.raises(DataError, match=r"part1\[0\]: the rows are pairs, and this command takes conversations"):
+        given_out(stream)
+
+
+def test_the_format_is_that_of_the_first_good_row_wherever_a_resume_begins() -> None:
+    rows: list[Any] = ["no row", *texts(11), *[{"text": f"x{i}:"} for i in range(9)]]
+    options: dict[str, Any] = {"max_rejected": 0.9, "num_steps": 10, "sampling": "sequential"}
+    whole, stopped, resumed = (loader(rows, **options) for _ in range(3))
+    assert len(flat(given_out(whole))) == 20 and whole.counts.rejected == 10
+    for _ in zip(range(6), stopped.steps(0), strict=False):
+        pass
+    resumed.load_state_dict(stopped.state_dict())
+    assert flat(given_out(resumed, 6)) == [f"x{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8)]
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_a_resume_counts_no_rejected_or_overlong_row_twice(stop: int) -> None:
+    rows = [*texts(9), BAD, *texts(9), *texts(1, 600), *texts(9), BAD, *texts(9)]
+    options: dict[str, Any] = {"max_rejected": 2, "overlong": "drop", "num_steps": 20}
+    whole, stopped, resumed = (loader(rows, **options) for _ in range(3))
+    given_out(whole)
+    for _ in zip(range(stop), stopped.steps(0), strict=False):
+        pass
+    resumed.load_state_dict(stopped.state_dict())
+    given_out(resumed, stop)
+    assert resumed.counts == whole.counts and (whole.counts.rejected, whole.counts.overlong) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,17 @@ class LoadedStep(NamedTuple):
 
 
 class Loader(Protocol):
-    """`state_dict` is what `steps` needs, beside the number of the last step, to go on from there."""
+    """`state_dict` is what `steps` needs, beside the number of the last step, to go on from there.
+
+    `terminators` are the ids that end the answers read so far; `report` is what is known of the rows only once they
+    are read, and says it.
+    """
 
     @property
     def num_steps(self) -> int: ...
+
+    @property
+    def terminators(self) -> frozenset[int]: ...
 
     def steps(self, start: int) -> Iterator[LoadedStep]: ...
 
@@ -31,13 +38,14 @@ class Loader(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
+    def report(self) -> dict[str, Any]: ...
+
 
 class PlannedLoader:
     """Rows that are all there before step 1, in the order of a plan: the number of a step is the whole state."""
 
-    def __init__(self, rows: Rows | Sequence[Tokens], plan: Plan) -> None:
-        self.rows = rows
-        self.plan = plan
+    def __init__(self, rows: Rows | Sequence[Tokens], plan: Plan, terminators: frozenset[int] = frozenset()) -> None:
+        self.rows, self.plan, self.terminators = rows, plan, terminators
 
     @property
     def num_steps(self) -> int:
@@ -58,3 +66,6 @@ class PlannedLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert not state
+
+    def report(self) -> dict[str, Any]:
+        return {}

@@ -1,20 +1,19 @@
 """From stores of token rows to training data: the held-out part, the rules for bad and over-long rows, the figures."""
 
 import hashlib
-import json
 import logging
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tunekit.data.rows import AnyRow, Rejected, Tokens
+from tunekit.data.rejected import SHOWN
+from tunekit.data.rows import AnyRow, Tokens
 from tunekit.data.store import Store
 from tunekit.errors import DataError
 
@@ -22,18 +21,19 @@ log = logging.getLogger("tunekit")
 
 PERCENTILES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
 OVERLONG_SHARE = 0.01  # of the rows: more are an error under `overlong: error`
-SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of the rows (a pair is one). `lengths` in tokens are as rendered, `tokens` and `trained` of those kept.
+    """What came of the rows. `lengths` in tokens are as rendered, `tokens` and `trained` of those kept.
 
-    Over-long rows are `dropped` or `truncated`; a row that is cut until nothing in it is trained counts under both.
-    `answers_cut` is the number of truncated rows that lost trained tokens.
+    `rows` are those of the data, `examples` what came of them: a pair is one, and a conversation is several where its
+    template rewrites earlier turns. Over-long examples are `dropped` or `truncated`; one that is cut until nothing in
+    it is trained counts under both. `answers_cut` is the number of truncated examples that lost trained tokens.
     """
 
     rows: int
+    examples: int
     tokens: int
     trained: int
     lengths: dict[str, int]
@@ -123,7 +123,7 @@ def all_rows(stores: Sequence[Store], max_length: int) -> Rows:
         named = ", ".join(f"{kind} ({source})" for kind, source in kinds.items())
         raise DataError(f"the sources hold rows of different kinds: {named}", "Train on one kind at a time.")
     if not kinds:
-        raise DataError(f"{', '.join(store.report['source'] for store in stores)}: no row to train on")
+        raise DataError(f"{', '.join(store.report['source'] for store in stores)}: no row that can be used")
     rows = Rows(
         stores,
         max_length,
@@ -139,39 +139,13 @@ def all_rows(stores: Sequence[Store], max_length: int) -> Rows:
     return rows
 
 
-def check_rejected(stores: Sequence[Store], max_rejected: float, file: Path | None = None) -> int:
-    """How many rows were rejected; they are written to `file`. Raises `DataError` where they are more than accepted.
-
-    `max_rejected` is a number of rows (int), or a share of all (float).
-    """
-    count, num_rows = (sum(store.report[key] for store in stores) for key in ("rejected", "rows"))
-    rejected = [each for store in stores if store.report["rejected"] for each in _first(store)]
-    if count and file is not None:
-        with file.open("w", encoding="utf-8") as out:
-            for store in stores:
-                out.writelines(json.dumps(asdict(each), default=str) + "\n" for each in store.rejected())
-    limit = max_rejected if isinstance(max_rejected, int) else int(max_rejected * (count + num_rows))
-    if count > limit:
-        raise DataError(*rejections(rejected, count, count + num_rows, max_rejected))
-    if count:
-        where = f", see {file}" if file is not None else ""
-        log.warning("%s of %s rows were rejected%s; the first: %s: %s", f"{count:,}", f"{count + num_rows:,}", where,
-                    rejected[0].source, rejected[0].reason)  # fmt: skip
-    return count
-
-
-def _first(store: Store) -> list[Rejected]:
-    return [each for each, _ in zip(store.rejected(), range(SHOWN + 1), strict=False)]
-
-
-def rejections(first: Sequence[Rejected], count: int, num_rows: int, max_rejected: float) -> tuple[str, str]:
-    """Message and fix for rejected rows, of which `first` are some."""
-    shown = "\n".join(f"  {each.source}: {each.reason}" for each in first[:SHOWN])
-    more = f"\n  ... and {count - SHOWN:,} more" if count > SHOWN else ""
-    fixes = dict.fromkeys(each.fix for each in first[:SHOWN] if each.fix)
-    accepted = f" (data.max_rejected: {max_rejected})" if max_rejected else ""
-    rule = "Correct these rows, or accept them: data.max_rejected is a number or a share of rows to leave out."
-    return f"{count:,} of {num_rows:,} rows cannot be used{accepted}:\n{shown}{more}", "\n".join([*fixes, rule])
+def check_kind(place: str, kind: str, wanted: str | None) -> None:
+    """Raises `DataError` where the row at `place` is not of the kind that is trained on (None: any)."""
+    if wanted not in (None, kind):
+        raise DataError(
+            f"{place}: the rows are {kind}, and this command takes {wanted}",
+            "Name what is to be learnt with columns, such as columns: {completion: chosen}.",
+        )
 
 
 def split(items: NDArray[np.int64], eval_split: float | int | None, seed: int) -> NDArray[np.bool_]:
@@ -198,8 +172,11 @@ def _held_out(num_rows: int, eval_split: float | int | None) -> int:
     return min(count, 100) if eval_split is None else count
 
 
-def check_overlong(rows: Rows, overlong: str) -> None:
-    """Raises `DataError` under `overlong: error` where more than 1 % of `rows` are over their `max_length`."""
+def check_overlong(rows: Rows, overlong: str, context: int | None = None) -> None:
+    """Raises `DataError` under `overlong: error` where more than 1 % of `rows` are over their `max_length`.
+
+    `context`: the tokens that the model was made for, which is as far as `max_length` can be raised.
+    """
     too_long = np.flatnonzero(_together(rows, rows.full_lengths > rows.max_length))[:: rows.answers]
     total = len(rows) // rows.answers
     if overlong != "error" or len(too_long) <= OVERLONG_SHARE * total:
@@ -208,10 +185,13 @@ def check_overlong(rows: Rows, overlong: str) -> None:
     problems = [f"  {rows.source(int(i))}: {n:,} tokens" for i, n in zip(too_long, lengths, strict=False)]
     more = [f"  ... and {len(too_long) - SHOWN:,} more"] if len(too_long) > SHOWN else []
     cut = _answers_cut(rows)
+    longest = int(rows.full_lengths.max())
+    fits = context is None or longest <= context
     raise DataError(
         f"{len(too_long):,} of {total:,} rows ({len(too_long) / total:.1%}) are over data.max_length: "
         f"{rows.max_length}; cut there, {cut:,} would lose part of an answer:\n" + "\n".join([*problems, *more]),
-        f"Set data.max_length: {rows.full_lengths.max()} (the longest row), or data.overlong: drop or truncate.",
+        (f"Set data.max_length: {longest} (the longest row), or" if fits else "Set")
+        + " data.overlong: drop or truncate.",
     )
 
 
@@ -221,8 +201,9 @@ def prepare(rows: Rows, overlong: str) -> Prepared:
     Raises `DataError` where no row is left.
     """
     too_long = _together(rows, rows.full_lengths > rows.max_length)
+    truncates = overlong == "truncate" and rows.kind != "prompts"  # a prompt that is cut asks something else
     kept = ~too_long
-    if overlong == "truncate" and rows.kind != "prompts":  # a prompt that is cut asks something else
+    if truncates:
         kept = ~_together(rows, rows.trained == 0)
     if not kept.any():
         raise DataError(
@@ -231,14 +212,15 @@ def prepare(rows: Rows, overlong: str) -> Prepared:
         )
     left = rows.some(kept)
     summary = Summary(
-        rows=len(left) // rows.answers,
+        rows=len(np.unique(left.items)),
+        examples=len(left) // rows.answers,
         tokens=int(left.lengths.sum()),
         trained=int(left.trained.sum()),
         lengths=_lengths(rows.full_lengths),
         overlong=int(too_long.sum()) // rows.answers,
         dropped=int((~kept).sum()) // rows.answers,
-        truncated=int(too_long.sum()) // rows.answers if overlong == "truncate" else 0,
-        answers_cut=_answers_cut(rows) if overlong == "truncate" else 0,
+        truncated=int(too_long.sum()) // rows.answers if truncates else 0,
+        answers_cut=_answers_cut(rows) if truncates else 0,
     )
     _say(summary, rows.max_length)
     return Prepared(left, summary)
@@ -275,9 +257,11 @@ def _lengths(values: NDArray[np.int64]) -> dict[str, int]:
 
 def _say(summary: Summary, max_length: int) -> None:
     lengths = ", ".join(f"{name} {value:,}" for name, value in summary.lengths.items())
+    became = f" ({summary.examples:,} examples)" if summary.examples != summary.rows else ""
     log.info(
-        "%s rows, %s tokens, %s trained (%.0f %%); length: %s (max_length %s)",
+        "%s rows%s, %s tokens, %s trained (%.0f %%); length: %s (max_length %s)",
         f"{summary.rows:,}",
+        became,
         f"{summary.tokens:,}",
         f"{summary.trained:,}",
         100 * summary.trained_share,

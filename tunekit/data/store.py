@@ -11,11 +11,11 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,6 +30,8 @@ from tunekit.files import sha256
 log = logging.getLogger("tunekit")
 
 ROWS, REJECTED, REPORT = "rows.arrow", "rejected.jsonl", "report.json"
+STAGING = ".tmp-"
+ABANDONED = 24 * 60 * 60  # seconds
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (Conversation, Text, Preference, Unpaired, Prompt)}
 SCHEMA = pa.schema(
     [
@@ -77,7 +79,7 @@ class Store(Sequence[Tokens]):
     def __getitem__(self, i: int | slice) -> Tokens | Sequence[Tokens]:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
-        batch, k = self._place(i)
+        batch, k = self._place(range(len(self))[i])
         ids, trained = (batch.column(name) for name in ("ids", "trained"))
         begin, end = ids.offsets[k].as_py(), ids.offsets[k + 1].as_py()
         return Tokens(
@@ -116,35 +118,36 @@ class Store(Sequence[Tokens]):
     def _joined(self, parts: list[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-    @cached_property
-    def num_items(self) -> int:
-        return len(np.unique(self.items))
 
+def stored(folder: Path, write: Callable[[Path], dict[str, Any]]) -> tuple[Store, bool]:
+    """The store at `folder`, and whether it was there.
 
-def stored(folder: Path, write: Callable[[Path], dict[str, Any]]) -> Store:
-    """The store at `folder`; where there is none that is whole, `write(staging)` makes it and returns its report.
-
-    Raises `StorageError` where it cannot be written.
+    Where there is none that is whole, `write(staging)` makes it and returns its report. Raises `StorageError` where it
+    cannot be written.
     """
     if (store := _opened(folder)) is not None:
-        return store
+        return store, True
+    staging = folder.with_name(f"{STAGING}{folder.name}-{secrets.token_hex(4)}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
+        staging.mkdir(parents=True)
+        _sweep(folder.parent)
         report = write(staging)
         report["sha256"] = {name: sha256(staging / name) for name in (ROWS, REJECTED)}
         report["seal"] = _seal(report)
         (staging / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        staging.chmod(0o755)
         _put(staging, folder)
     except (OSError, pa.ArrowException) as error:
         raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Store(folder)
+    return Store(folder), False
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what killed runs left half written; what a living one writes is never as old."""
+    for staging in parent.glob(f"{STAGING}*"):
+        if time.time() - max(path.stat().st_mtime for path in (staging, *staging.iterdir())) > ABANDONED:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_rows(folder: Path, chunks: Iterable[Sequence[Rendered | Rejected]]) -> None:
@@ -166,7 +169,7 @@ def write_rows(folder: Path, chunks: Iterable[Sequence[Rendered | Rejected]]) ->
 def _record_batch(chunk: Sequence[Rendered]) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for each in chunk:
-        row = json.dumps([type(each.row).__name__, asdict(each.row)], ensure_ascii=False)
+        row = json.dumps([type(each.row).__name__, asdict(each.row)], ensure_ascii=False, default=str)
         for number, tokens in enumerate(each.tokens):
             trained = tokens.trained.view(np.uint8)
             digest = hashlib.blake2b(tokens.ids.tobytes() + trained.tobytes(), digest_size=8).digest()
@@ -184,15 +187,15 @@ def _opened(folder: Path) -> Store | None:
     if not folder.exists():
         return None
     try:
-        store = Store(folder)
-        damaged = [name for name, digest in store.report["sha256"].items() if sha256(folder / name) != digest]
-        if store.report["seal"] != _seal(store.report):
-            damaged.append(REPORT)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        damaged = [f"{type(error).__name__}: {error}"]
-    if not damaged:
-        return store
-    log.warning("%s is damaged (%s): the rows are tokenised again", folder, damaged[0])
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        if report["seal"] != _seal(report):
+            raise ValueError(REPORT)
+        for name, digest in report["sha256"].items():
+            if sha256(folder / name) != digest:
+                raise ValueError(name)
+        return Store(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        log.warning("%s is damaged (%s): the rows are tokenised again", folder, error)
     shutil.rmtree(folder, ignore_errors=True)
     return None
 

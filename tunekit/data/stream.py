@@ -6,9 +6,9 @@ over, and how many of the block's steps are done: a resumed run reads the block 
 """
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,7 +18,8 @@ from tunekit.data.formats import Found
 from tunekit.data.loader import LoadedStep
 from tunekit.data.notes import note_growth, say_notes
 from tunekit.data.plan import pack
-from tunekit.data.prepare import OVERLONG_SHARE, SHOWN, rejections
+from tunekit.data.prepare import OVERLONG_SHARE, check_kind
+from tunekit.data.rejected import SHOWN, rejections
 from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Rejected, Tokens
 from tunekit.data.store import Rendered
@@ -72,6 +73,7 @@ class _Block:
 
     number: int = 0
     cursors: list[Cursor] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
     carried: list[Tokens] = field(default_factory=list)
     done: int = 0
 
@@ -81,7 +83,8 @@ class StreamLoader:
 
     `held_out` rows at the beginning of the first source are left out. With `shares`, the next row always comes from the
     source furthest behind its share of the trained tokens; without, the sources follow each other. `reject` is told of
-    each rejected row. Raises `DataError` where more rows are rejected or over-long than the settings accept.
+    each rejected row. Raises `DataError` for a row that is not of `kind` (None: any), and where more rows are rejected
+    or over-long than the settings accept.
     """
 
     def __init__(
@@ -91,24 +94,24 @@ class StreamLoader:
         rendering: Rendering,
         settings: StreamSettings,
         held_out: int = 0,
+        kind: str | None = None,
         reject: Callable[[Rejected], None] = lambda row: None,
     ) -> None:
         # The first rows decide the format, not those at which a resumed stream happens to begin.
         self._readings = [with_format(reading) for reading in readings]
         self.tokenizer, self.rendering, self.settings = tokenizer, rendering, settings
-        self.held_out, self.reject = held_out, reject
+        self.held_out, self.kind, self.reject = held_out, kind, reject
         self.counts, self.notes, self._sizes = Counts(), Counter[str](), Counter[str]()
-        self.first: list[Tokens] = []
-        self.conversations: list[Conversation] = []
-        self.kind = ""
         self.terminators: frozenset[int] = frozenset()
-        self._rejections: deque[Rejected] = deque(maxlen=SHOWN)
+        self.examples: list[Tokens] = []
+        self.conversations: list[Conversation] = []
+        self._rejections: list[Rejected] = []
         self._cursors = [Cursor(item=held_out if i == 0 else 0) for i in range(len(readings))]
         self._sources: dict[int, Iterator[tuple[int, Rendered | Rejected]]] = {}
         self._block = _Block()
-        self._begin: list[Rendered] = []  # of the first block
         self._rows = self._read_block()
-        self.say_notes()
+        self.examples = [self._rows[0], self._rows[-1]]
+        self.report()
 
     @property
     def num_steps(self) -> int:
@@ -129,19 +132,28 @@ class StreamLoader:
 
     def longest(self, padded: bool) -> Sequence[Tokens]:
         """A micro-batch of rows that are all `max_length` tokens long, since the longest to come is not known."""
-        ids = np.resize(self.first[0].ids, self.settings.max_length)
-        row = Tokens(ids, np.arange(len(ids)) > 0, self.first[0].source)
+        ids = np.resize(self.examples[0].ids, self.settings.max_length)
+        row = Tokens(ids, np.arange(len(ids)) > 0, self.examples[0].source)
         return [row] * self.settings.batch_size
 
-    def say_notes(self) -> None:
-        """Says what rendering changed in the rows read since the start or the resume, in the first pass over them."""
+    def report(self) -> dict[str, Any]:
+        """What became of the rows so far; says what rendering changed in those read since the start or the resume."""
         note_growth(self.notes, self._sizes["tokens"], self._sizes["longest"])
         say_notes("data.streaming", self.notes, self._sizes["rows"])
+        counts = asdict(self.counts)
+        log.info("data.streaming: %s", ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+        return counts
 
     def state_dict(self) -> dict[str, Any]:
         carried = [(row.ids.tolist(), row.trained.tolist(), row.source, row.part) for row in self._block.carried]
-        block = {"number": self._block.number, "done": self._block.done, "carried": carried}
-        return {**block, "cursors": [asdict(each) for each in self._block.cursors], "counts": asdict(self.counts)}
+        return {
+            "number": self._block.number,
+            "done": self._block.done,
+            "carried": carried,
+            "cursors": [asdict(each) for each in self._block.cursors],
+            "counts": asdict(self._block.counts),
+            "terminators": sorted(self.terminators),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         carried = [
@@ -150,11 +162,10 @@ class StreamLoader:
         ]
         self._block = _Block(state["number"], carried=carried, done=state["done"])
         self._cursors = [Cursor(**each) for each in state["cursors"]]
-        self._sources.clear()
-        self.notes.clear()
-        self._sizes.clear()
+        self.counts, self.terminators = Counts(**state["counts"]), frozenset(state["terminators"])
+        for container in (self._sources, self._rejections, self.notes, self._sizes):
+            container.clear()
         self._rows = self._read_block()
-        self.counts = Counts(**state["counts"])
 
     def _steps(self) -> tuple[list[list[list[Tokens]]], list[Tokens]]:
         """The whole steps of the block, each a list of micro-batches, and the rows that are left over."""
@@ -173,14 +184,11 @@ class StreamLoader:
 
     def _read_block(self) -> list[Tokens]:
         """The rows carried over and the next `buffer` rows, shuffled; checks what was rejected and over-long so far."""
-        self._block.cursors = [Cursor(**asdict(each)) for each in self._cursors]
+        self._block.cursors = [replace(each) for each in self._cursors]
+        self._block.counts = replace(self.counts)
         rows: list[Tokens] = []
         while len(rows) < self.settings.buffer:
             rows += self._next(self._furthest_behind())
-        if not self.first:
-            self.first = rows[:]
-            self.terminators = terminators(self._begin, self.tokenizer, self.rendering)
-            self._begin.clear()
         self._check()
         if self.settings.sampling == "random":
             generator = np.random.default_rng([self.settings.seed, self._block.number, self.settings.rank])
@@ -209,9 +217,7 @@ class StreamLoader:
         cursor.item = number + 1
         if isinstance(each, Rejected):
             return self._rejected(each, first_pass=cursor.turn == 0)
-        self.kind = KINDS[type(each.row)]
-        if not self.first:
-            self._begin.append(each)
+        check_kind(each.row.source, KINDS[type(each.row)], self.kind)
         if isinstance(each.row, Conversation) and len(self.conversations) < EXAMPLES:
             self.conversations.append(each.row)
         rows = [row for tokens in each.tokens if (row := self._fitted(tokens, part, cursor.turn == 0)) is not None]
@@ -229,12 +235,14 @@ class StreamLoader:
             if first_pass:
                 good = [each for _, each in chunk if isinstance(each, Rendered)]
                 self._sizes.update(rows=len(chunk), **sizes(good))
+                if self.rendering.loss_on != "all" or not self.terminators:
+                    self.terminators |= terminators(good, self.tokenizer, self.rendering)
             yield from chunk
 
     def _rejected(self, row: Rejected, first_pass: bool) -> list[Tokens]:
         if first_pass:
             self.counts.rejected += 1
-            self._rejections.append(row)
+            self._rejections = [*self._rejections, row][-SHOWN:]
             self.reject(row)
             limit = self.settings.max_rejected
             if isinstance(limit, int) and self.counts.rejected > limit:
@@ -265,5 +273,5 @@ class StreamLoader:
             )
 
     def _refuse(self) -> NoReturn:
-        count, last = self.counts.rejected, list(self._rejections)
-        raise DataError(*rejections(last, count, self.counts.rows + count, self.settings.max_rejected))
+        count = self.counts.rejected
+        raise DataError(*rejections(self._rejections, count, self.counts.rows + count, self.settings.max_rejected))

@@ -28,6 +28,7 @@ from tunekit.data.rows import AnyRow, Conversation, Preference, Prompt, Rejected
 from tunekit.data.sources import RowSource
 from tunekit.data.store import Rendered, Store, stored, write_rows
 from tunekit.data.template import possible_terminators
+from tunekit.errors import DataError
 from tunekit.files import cache_root
 
 log = logging.getLogger("tunekit")
@@ -62,8 +63,10 @@ class Reading:
 def with_format(reading: Reading) -> Reading:
     """`reading` with the format that its first rows are in, said aloud."""
     found = formats.Found()
-    next(reading.rows(found), None)
-    if not found.format:
+    for _ in reading.rows(found):
+        if found.format:
+            break
+    else:
         return reading
     log.info("%s: format %s (%s)", reading.source.name, found.format, "detected" if found.detected else "given")
     return replace(reading, format=found.format)
@@ -72,20 +75,29 @@ def with_format(reading: Reading) -> Reading:
 def tokenised(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Store:
     """The token rows of `reading`, from the cache where they were made before from the same content.
 
-    Raises `DataError` where no row is of a known format, and `StorageError` where the cache cannot be written.
+    Raises `DataError` where no row is of a known format or the rows change while they are read, and `StorageError`
+    where the cache cannot be written.
     """
     check_fast(tokenizer)
-    folder = cache_root() / "tokens" / _key(reading, tokenizer, rendering)
-    found = folder.is_dir()
-    store = stored(folder, lambda staging: _write(staging, reading, tokenizer, rendering))
-    _say(reading, store, found)
+    key = _key(reading, tokenizer, rendering)
+
+    def write(staging: Path) -> dict[str, Any]:
+        report = _write(staging, reading, tokenizer, rendering)
+        if _key(reading, tokenizer, rendering) != key:
+            raise DataError(f"{reading.source.name}: changed while it was read", "Run again once it is written.")
+        return report
+
+    store, cached = stored(cache_root() / "tokens" / key, write)
+    _say(reading, store, cached)
     return store
 
 
 def first_rows(reading: Reading, count: int | None, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Store:
     """The first `count` rows of `reading` (None: all), in a folder that goes when the store does."""
     scratch = tempfile.TemporaryDirectory()
-    store = stored(Path(scratch.name) / "rows", lambda staging: _write(staging, reading, tokenizer, rendering, count))
+    store, _ = stored(
+        Path(scratch.name) / "rows", lambda staging: _write(staging, reading, tokenizer, rendering, count)
+    )
     weakref.finalize(store, scratch.cleanup)
     return store
 
@@ -216,21 +228,28 @@ def terminators(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, re
 
 
 def _key(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> str:
-    """sha256 of all that the token rows depend on: content, how it is read, tokenizer, template, our own code."""
+    """sha256 of all that the token rows and what is said of them depend on, our own code included."""
+    parts = [
+        asked(reading, tokenizer, rendering),
+        list(reading.source.places),
+        [version(name) for name in ("transformers", "tokenizers", "jinja2")],
+        _code_hash(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def asked(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> list[Any]:
+    """What decides which tokens come of `reading`, in JSON's types: content, how it is read, tokenizer, template."""
     template = str(tokenizer.chat_template or "")
     day = (rendering.date or date.today().isoformat()) if "strftime_now" in template else None
-    parts: list[Any] = [
+    return [
         reading.source.fingerprint(),
-        reading.source.name,  # the rows name their places by it
         reading.format,
         sorted((reading.columns or {}).items()),
         asdict(replace(rendering, date=day)),
         tokenizer_hash(tokenizer),
         template,
-        [version(name) for name in ("transformers", "tokenizers", "jinja2")],
-        _code_hash(),
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

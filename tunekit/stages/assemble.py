@@ -1,6 +1,7 @@
 """From a recipe to the parts of a run. With the stages themselves, the only place below the CLI that reads one."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tunekit.models.load import load_model, resolve_dtype
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
-from tunekit.stages.rows import Rows, shares_of
+from tunekit.stages.rows import REJECTED, Rows, shares_of
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
 from tunekit.train.loop import Evaluate, Schedule, Training, restore
@@ -20,6 +21,9 @@ from tunekit.train.report import MetricsFile
 from tunekit.train.step import Objective
 
 log = logging.getLogger("tunekit")
+
+CHECKPOINTS = "checkpoints"  # the folder of them in `output_dir`
+DATE = "date (as a chat template may write it)"
 
 
 def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Policy:
@@ -36,7 +40,7 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
     elif recipe.freeze is not None:
         adapters.freeze(model, recipe.freeze.layers, recipe.freeze.embeddings)
     policy = Policy(model, compute, base.tokenizer.pad_token_id)
-    policy.causal.generation_config = generation_config(policy.causal, base.tokenizer, rows.terminators)
+    end_at_terminators(policy, base, rows)
     policy.prove(rows.examples)
     if recipe.data.packing and not policy.flat:
         raise RecipeError(
@@ -46,6 +50,11 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
     if recipe.train.activation_checkpointing:
         policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
     return policy
+
+
+def end_at_terminators(policy: Policy, base: Base, rows: Rows) -> None:
+    """Generation ends where the answers that were read so far do; a stream may bring others later."""
+    policy.causal.generation_config = generation_config(policy.causal, base.tokenizer, rows.loader.terminators)
 
 
 def make_training(
@@ -89,33 +98,48 @@ def make_training(
             **evaluation,
         ),
         metrics=MetricsFile(folder / "metrics.jsonl"),
-        checkpoints=folder / "checkpoints",
+        checkpoints=folder / CHECKPOINTS,
         contract=_contract(recipe, rows, policy, base_model, engine),
     )
 
 
-def resume(recipe: Recipe, run: Training, folder: Path) -> bool:
-    """Puts `run` where `resume` says; False if it starts at step 0. Raises where the checkpoint is another run's."""
-    for place in (folder, run.checkpoints):
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run goes on from, and the contract it must keep."""
+
+    path: Path
+    contract: dict[str, Any]
+
+
+def find_start(recipe: Recipe, folder: Path) -> Start | None:
+    """The checkpoint that `resume` asks for, verified; None where the run starts at step 0."""
+    for place in (folder, folder / CHECKPOINTS):
         checkpoint.sweep(place)
     path = None
     if recipe.resume == "auto":
-        path = checkpoint.newest(run.checkpoints)
+        path = checkpoint.newest(folder / CHECKPOINTS)
     elif recipe.resume != "never":
         path = Path(recipe.resume)
-    if path is None:
-        if recipe.resume == "auto":
-            log.info("%s: there is no checkpoint to resume from: starting at step 0", folder)
+    if path is not None:
+        return Start(path, checkpoint.verify(path)["contract"])
+    if recipe.resume == "auto":
+        log.info("%s: there is no checkpoint to resume from: starting at step 0", folder)
+    (folder / REJECTED).unlink(missing_ok=True)  # that of a run that ended before its first checkpoint
+    return None
+
+
+def resume(run: Training, start: Start | None) -> None:
+    """Puts `run` at `start`. Raises where the checkpoint is another run's."""
+    if start is None:
         run.metrics.drop_after(-1)
-        return False
-    checkpoint.check_contract(checkpoint.verify(path)["contract"], run.contract, path)
-    restore(run, path)
-    log.info("resuming from %s", path)
+        return
+    checkpoint.check_contract(start.contract, run.contract, start.path)
+    restore(run, start.path)
+    log.info("resuming from %s", start.path)
     if run.state.best_step is not None and not checkpoint.is_whole(run.checkpoints / f"step-{run.state.best_step}"):
         log.warning("the best checkpoint, step %d, is not whole: the best is sought anew", run.state.best_step)
         run.state.best_metric = run.state.best_step = None
     run.metrics.drop_after(run.state.step)
-    return True
 
 
 def flat_values(recipe: Recipe) -> dict[str, Any]:
@@ -138,6 +162,7 @@ KEPT = (
 def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
     values = {key: value for key, value in flat_values(recipe).items() if key.startswith(KEPT)}
+    shares = shares_of(recipe)
     del values["train.logging_steps"]
     return {
         **values,
@@ -145,7 +170,8 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
         "model.dtype": str(policy.dtype),
         "weights of the model (sha256)": base_model["sha256"],
         "data (hash of ids and masks)": rows.fingerprint,
-        "data.train weights": shares_of(recipe),
+        "data.train weights": None if shares is None else list(shares),
+        DATE: rows.facts["date"],
         "held-out data (hash of ids and masks)": rows.facts.get("held_out", {}).get("sha256"),
         "world size": engine.world_size,
     }

@@ -9,8 +9,9 @@ import numpy as np
 from tunekit.data.loader import PlannedLoader
 from tunekit.data.overlap import find_overlap, sentences
 from tunekit.data.plan import Mixture, Plan
-from tunekit.data.prepare import Prepared, all_rows, check_overlong, check_rejected, split
+from tunekit.data.prepare import Prepared, all_rows, check_kind, check_overlong, split
 from tunekit.data.prepare import Rows as TokenRows
+from tunekit.data.rejected import check_rejected
 from tunekit.data.rows import Conversation
 from tunekit.data.store import Store
 from tunekit.data.tokenise import first_rows, tokenised
@@ -22,7 +23,6 @@ from tunekit.stages.rows import (
     Datasets,
     Question,
     Rows,
-    check_kind,
     facts_of,
     held_out_prompts,
     prepared,
@@ -54,15 +54,17 @@ def read_rows(
     kind: str | None = "conversations",
     folder: Path | None = None,
     datasets: Datasets | None = None,
+    day: str | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Rows:
     """Reads, splits, renders and checks the data; what was found is said aloud.
 
-    Rejected rows are written to `rejected.jsonl` in `folder`. `datasets` are those that the recipe names `memory:NAME`.
+    Rejected rows are written to `rejected.jsonl` in `folder`. `datasets` are those that the recipe names `memory:NAME`,
+    `day` is what a chat template that writes the date is told (ISO 8601; None: today).
     Raises `DataError` where the rows are not of the `kind` that a stage trains on (None: any).
     """
-    asked = question(recipe, base, folder, datasets, rank, world_size)
+    asked = question(recipe, base, folder, datasets, day, rank, world_size)
     return stream_rows(asked, kind) if recipe.data.streaming else _read_all(asked, kind)
 
 
@@ -71,7 +73,7 @@ def look(recipe: Recipe, base: Base, datasets: Datasets | None = None) -> Look:
 
     Raises `DataError` where there is nothing to look at.
     """
-    asked = question(recipe, base, None, datasets, 0, 1)
+    asked = question(recipe, base, datasets=datasets)
     readings = [*asked.train, *asked.held_out]
     if not recipe.data.streaming:
         return _look(asked, [tokenised(each, base.tokenizer, asked.rendering) for each in readings])
@@ -95,7 +97,7 @@ def _look(asked: Question, stores: list[Store]) -> Look:
         parts.append(all_rows(stores[len(asked.train) :], asked.max_length))
     for part in parts:
         try:
-            check_overlong(part, data.overlong)
+            check_overlong(part, data.overlong, asked.context)
         except DataError as error:
             problems.append(error)
     if asked.held_out:
@@ -112,23 +114,24 @@ def _read_all(asked: Question, kind: str | None) -> Rows:
     found = _look(asked, [tokenised(each, tokenizer, asked.rendering) for each in [*asked.train, *asked.held_out]])
     if found.problems:
         raise found.problems[0]
-    check_kind("train", found.train.source(0), found.train.kind, kind)
+    check_kind(f"data.train: {found.train.source(0)}", found.train.kind, kind)
     if asked.held_out and found.held_out:
-        check_kind("eval", found.held_out.source(0), found.held_out.kind, kind)
+        check_kind(f"data.eval: {found.held_out.source(0)}", found.held_out.kind, kind)
     train = prepared(found.train, "training", data.overlong)
     measured = _held_out(asked, found.held_out)
     overlap = find_overlap(train.tokens, measured.tokens if measured else None)
     for sentence in sentences(overlap):
         log.warning("%s", sentence)
-    facts = facts_of(train, measured) | {"rejected": found.num_rejected, "overlap": asdict(overlap)}
+    facts = facts_of(asked, train, measured) | {"rejected": found.num_rejected, "overlap": asdict(overlap)}
+    plan = make_plan(asked.recipe, train.tokens, asked.rank, asked.world_size)
+    ends = frozenset(end for store in found.stores for end in store.report["terminators"])
     return Rows(
-        loader=PlannedLoader(train.tokens, make_plan(asked.recipe, train.tokens, asked.rank, asked.world_size)),
+        loader=PlannedLoader(train.tokens, plan, ends),
         train=train,
         held_out=measured,
         prompts=held_out_prompts(asked, measured),
         examples=[train.tokens[0], train.tokens[len(train.tokens) - 1]],
         conversations=_conversations(train.tokens),
-        terminators=frozenset(end for store in found.stores for end in store.report["terminators"]),
         fingerprint=facts["train"]["sha256"],
         facts=facts,
     )

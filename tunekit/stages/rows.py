@@ -17,7 +17,7 @@ from tunekit.data.prompts import prompts_of
 from tunekit.data.rendering import Rendering
 from tunekit.data.rows import Conversation, Prompt, Text, Tokens
 from tunekit.data.tokenise import Reading
-from tunekit.errors import DataError, RecipeError
+from tunekit.errors import RecipeError
 from tunekit.models.load import context_length
 from tunekit.recipe.schema import Recipe, Source
 from tunekit.stages.base import Base
@@ -33,8 +33,8 @@ Datasets = Mapping[str, Iterable[Mapping[str, Any]]]
 class Rows:
     """What is trained on and what is held out (None: nothing), and the prompts of the held-out rows.
 
-    `train` is None when streaming. `conversations` are some of those trained, `terminators` the ids that end answers,
-    `fingerprint` is equal only where the training data is, `facts` are for `manifest.json`.
+    `train` is None when streaming. `conversations` are some of those trained, `fingerprint` is equal only where the
+    training data is, `facts` are for `manifest.json`.
     """
 
     loader: Loader
@@ -43,7 +43,6 @@ class Rows:
     prompts: list[Prompt]
     examples: Sequence[Tokens]
     conversations: Sequence[Conversation]
-    terminators: frozenset[int]
     fingerprint: str
     facts: dict[str, Any]
 
@@ -57,6 +56,7 @@ class Question:
     train: list[Reading]
     held_out: list[Reading]
     rendering: Rendering
+    context: int | None
     max_length: int
     rejected: Path | None
     rank: int
@@ -64,7 +64,13 @@ class Question:
 
 
 def question(
-    recipe: Recipe, base: Base, folder: Path | None, datasets: Datasets | None, rank: int, world_size: int
+    recipe: Recipe,
+    base: Base,
+    folder: Path | None = None,
+    datasets: Datasets | None = None,
+    day: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Question:
     data, context = recipe.data, context_length(base.location)
     if data.max_length is not None and context is not None and data.max_length > context:
@@ -77,7 +83,8 @@ def question(
         base,
         train=[_reading(source, part, datasets) for part, source in enumerate(data.train)],
         held_out=[_reading(source, part, datasets) for part, source in enumerate(data.eval or ())],
-        rendering=Rendering(**data.model_dump(include={"loss_on", "system", "system_mode", "reasoning"})),
+        rendering=Rendering(**data.model_dump(include={"loss_on", "system", "system_mode", "reasoning"}), date=day),
+        context=context,
         max_length=data.max_length or context or sys.maxsize,
         rejected=None if folder is None else folder / REJECTED,
         rank=rank,
@@ -107,15 +114,6 @@ def shares_of(recipe: Recipe) -> tuple[float, ...] | None:
     return tuple(source.weight for source in recipe.data.train if source.weight is not None) or None
 
 
-def check_kind(part: str, source: str, kind: str, wanted: str | None) -> None:
-    """Raises `DataError` where the rows of `part` ("train", "eval") are not of the kind that a stage trains on."""
-    if wanted not in (None, kind):
-        raise DataError(
-            f"data.{part}: {source}: the rows are {kind}, and this command takes {wanted}",
-            f"Name what is to be learnt with columns of data.{part}, such as columns: {{completion: chosen}}.",
-        )
-
-
 def prepared(rows: TokenRows, name: str, overlong: str) -> Prepared:
     log.info("%s data:", name)
     return prepare(rows, overlong)
@@ -130,6 +128,11 @@ def held_out_prompts(asked: Question, held_out: Prepared | None) -> list[Prompt]
     return prompts_of(read, asked.rendering)
 
 
-def facts_of(train: Prepared | None, held_out: Prepared | None) -> dict[str, Any]:
+def facts_of(asked: Question, train: Prepared | None, held_out: Prepared | None) -> dict[str, Any]:
+    """`date` is the day that a chat template which writes one was told."""
     parts = {"train": train, "held_out": held_out}
-    return {name: {**asdict(part.summary), "sha256": fingerprint(part.tokens)} for name, part in parts.items() if part}
+    facts: dict[str, Any] = {"date": asked.rendering.date}
+    for name, part in parts.items():
+        if part:
+            facts[name] = {**asdict(part.summary), "sha256": fingerprint(part.tokens)}
+    return facts

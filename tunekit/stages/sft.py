@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
 from tunekit.stages.artefact import base_passport, write_artefact
-from tunekit.stages.assemble import flat_values, make_policy, make_training, resume
+from tunekit.stages.assemble import (
+    DATE,
+    end_at_terminators,
+    find_start,
+    flat_values,
+    make_policy,
+    make_training,
+    resume,
+)
 from tunekit.stages.base import Base, find_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.preflight import check_offline
@@ -45,14 +54,24 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
     with stop.installed(), open_folder(recipe.output_dir, resuming) as folder, result_file(folder, "sft") as result:
         engine = Engine(recipe.report_to, folder)
         set_seed(recipe.train.seed)
+        start = find_start(recipe, folder)
         base = find_base(recipe)
-        rows = read_rows(recipe, base, folder=folder, datasets=datasets, rank=engine.rank, world_size=engine.world_size)
+        rows = read_rows(
+            recipe,
+            base,
+            folder=folder,
+            datasets=datasets,
+            day=start.contract[DATE] if start else date.today().isoformat(),
+            rank=engine.rank,
+            world_size=engine.world_size,
+        )
         policy = make_policy(recipe, base, rows, engine)
         evaluate = evaluation(recipe, policy, base, rows)
         passport = base_passport(base.location, policy)
         training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, passport, folder)
         _try_longest_batch(recipe, training)
-        if resume(recipe, training, folder):
+        resume(training, start)
+        if start is not None:
             stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
         replace_text(folder / "recipe.yaml", dump(recipe))
         write_manifest(folder, data=rows.facts, base_model=passport, contract=training.contract)
@@ -65,6 +84,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
             _finish(recipe, training, base, rows, folder, result)
         finally:
             result |= _progress(training, folder, [source.path for source in recipe.data.train])
+            result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
             engine.close()
     return result
 
@@ -94,6 +114,7 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
         load_parameters(training.parameters, load(best)["parameters"], best)
         log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
         state.evaluated = training.evaluate(lambda: None)
+    end_at_terminators(training.policy, base, rows)
     sample = sample_answer(training.policy, base, rows)
     facts = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}
     preparation = recipe.data.model_dump(include={"system", "system_mode", "reasoning"})

@@ -33,6 +33,10 @@ class Files:
     files: tuple[Path, ...]
     field: str | None = None
 
+    @property
+    def places(self) -> list[str]:
+        return [str(file) for file in self.files]
+
     def rows(self, start: int = 0) -> Iterator[Item]:
         for file in self.files:
             start = yield from self._read(file, start)
@@ -95,8 +99,12 @@ def _local_files(local: Path, path: str, data_files: str | Sequence[str] | None)
     if local.is_dir():
         return _in_folder(local, path, data_files)
     _refuse_keys({"data_files": data_files}, f"it chooses files of a folder, and {path} is none")
-    if local.exists():
+    if local.is_file():
         return [local]
+    if local.exists():
+        raise DataError(
+            f"{path}: not a file but a pipe or a device, which can be read only once", "Write it to a file."
+        )
     if not glob.has_magic(path):
         _missing(local, path)
     return _matching(str(local), None, path)

@@ -21,6 +21,10 @@ class Hub:
     split: str
     dataset: Any
 
+    @property
+    def places(self) -> list[str]:
+        return [self.name, self.split]
+
     def rows(self, start: int = 0) -> Iterator[Item]:
         rest = self.dataset.select(range(min(start, len(self.dataset)), len(self.dataset)))
         for number, row in enumerate(rest, start=start):

@@ -24,6 +24,10 @@ class Memory:
     data: Any
     is_table: bool
 
+    @property
+    def places(self) -> list[str]:
+        return [self.name]
+
     def rows(self, start: int = 0) -> Iterator[Item]:
         # A datasets.Dataset skips without making the rows.
         rest = self.data.skip(start) if hasattr(self.data, "skip") else itertools.islice(self.data, start, None)
@@ -57,12 +61,20 @@ def find_in_memory(path: str, datasets: Mapping[str, Any] | None) -> Memory:
         )
     is_table = hasattr(data, "features") or hasattr(data, "iterrows")
     if hasattr(data, "iterrows"):  # a data frame, which iterates over the names of its columns
-        data = data.astype(object).where(data.notna(), None).to_dict("records")
+        data = [_plain(row) for row in data.astype(object).where(data.notna(), None).to_dict("records")]
     if iter(data) is data:  # used up after the first pass, and there are several
         data = list(data)
     if not any(True for _ in data):
         raise DataError(f"{path}: the data set is empty: it holds no row")
     return Memory(path, data, is_table)
+
+
+def _plain(value: Any) -> Any:
+    """The value of a data frame with lists in the place of its arrays."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _written(row: Any) -> str:

@@ -1,7 +1,7 @@
 """What every source of rows can do, whatever it reads."""
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from tunekit.data.rows import Rejected
@@ -19,6 +19,11 @@ class RowSource(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def places(self) -> Sequence[str]:
+        """What the places of the rows begin with: the file, or the data set and its split."""
+        ...
 
     def rows(self, start: int = 0) -> Iterator[Item]:
         """The items from number `start` on, in order, read as they are asked for; a row that cannot be read is
