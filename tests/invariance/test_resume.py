@@ -94,10 +94,10 @@ def test_mixtures_and_streams_resume_bit_for_bit(tmp_path: Path, overrides: tupl
 def test_a_stream_with_rejected_and_overlong_rows_resumes_bit_for_bit(tmp_path: Path, overlong: str) -> None:
     recipe, chats = write_recipe(tmp_path), tmp_path / "chat.jsonl"
     good = chats.read_text(encoding="utf-8").splitlines()
-    long = json.dumps({"prompt": "x", "completion": "y" * 500})
+    long, short = (json.dumps({"prompt": "x", "completion": "y" * length}) for length in (500, 5))
     lines = [*good[:4], '{"messages": 7}', "torn", *good[4:], '{"messages": [{"role": "user", "content": "Hi"}]}']
     chats.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (tmp_path / "more.jsonl").write_text("\n".join([long, '{"prompt": 7}', long]) + "\n", encoding="utf-8")
+    (tmp_path / "more.jsonl").write_text("\n".join([long, '{"prompt": 7}', short, long]) + "\n", encoding="utf-8")
     train = f"data.train=[{chats}, {tmp_path / 'more.jsonl'}]"
     overrides = (*STREAM, train, "data.max_rejected=4", f"data.overlong={overlong}", "data.eval_split=2")
     overrides = (*overrides, "train.max_steps=16")
