@@ -124,7 +124,7 @@ def _template(found: _Found) -> str:
 def _data(found: _Found) -> str:
     found.rows = rows = read_rows(_need(found.recipe), _need(found.base))
     if rows.train is None:
-        return f"streaming; the first {len(rows.examples)} rows can be trained on"
+        return "streaming; of the first rows: " + ", ".join(f"{n:,} {name}" for name, n in rows.loader.report().items())
     summary = rows.train.summary
     held_out = 0 if rows.held_out is None else rows.held_out.summary.rows
     return (
