@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ def unproven_artefact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(recipe: Path, *overrides: str) -> dict[str, Any]:
     return sft.run(load(recipe, overrides))
+
+
+def diverge(recipe: Path, *overrides: str) -> dict[str, Any]:
+    """A learning rate near the end of fp32's range, which no recipe may ask for, makes the second step infinite."""
+    resolved = load(recipe, ("train.warmup_steps=0", *overrides))
+    settings = resolved.recipe.train.model_copy(update={"learning_rate": 1e37})
+    return sft.run(replace(resolved, recipe=resolved.recipe.model_copy(update={"train": settings})))
 
 
 def killed_copy(source: Path, destination: Path, last_step: int) -> Path:

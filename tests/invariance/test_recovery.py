@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from runs import run, unproven_artefact, write_recipe
+from runs import diverge, run, unproven_artefact, write_recipe
 from safetensors.torch import load_file, save_file
 
 from tunekit.data.plan import Plan
@@ -81,7 +81,7 @@ def test_a_best_checkpoint_that_is_gone_does_not_end_the_run(tmp_path: Path) -> 
 
 def test_weights_that_the_last_update_broke_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(Diverged):
-        run(write_recipe(tmp_path), "train.max_steps=1", "train.learning_rate=1e37", "train.warmup_steps=0")
+        diverge(write_recipe(tmp_path), "train.max_steps=1")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["exit_code"] == 10
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -88,7 +88,8 @@ def invoked(folder: Path, words: list[str]) -> str:
 def run(folder: Path, line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "sft":
-        words += ["train.max_steps=1", "data.eval=null", "data.eval_split=2", "eval.max_new_tokens=4"]
+        words += ["train.max_steps=1", "data.eval=null", "data.eval_split=2"]
+        words += ["eval.max_new_tokens=4"] if "metrics" in (folder / words[1]).read_text() else []
     if words[0] == "chat":
         words += ["--max-new-tokens", "4"]
     if words[0] == "generate":

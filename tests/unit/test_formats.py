@@ -135,8 +135,10 @@ def test_tools_that_are_no_schemas_are_rejected(tools: Any, reason: str) -> None
         ([USER, RESULT, ASSISTANT], "follow the assistant's call"),
         ([USER, {"role": "boss", "content": "x"}], "messages[1]: role is 'boss', accepted are system, user, assistant"),
         ([USER, {"role": ["assistant"], "content": "x"}], "role is ['assistant']"),
-        ([USER, {"content": "x"}], "role is None"),
-        ([USER, {"role": "assistant"}], "messages[1] (assistant): content must be a string, found None"),
+        ([USER, {"content": "x"}], "messages[1]: there is no role: {'content': 'x'}"),
+        ([USER, {"role": None, "content": "x"}], "role is None"),
+        ([USER, {"role": "assistant"}], "messages[1] (assistant): content is missing or null"),
+        ([USER, {"role": "assistant", "value": "x"}], "there is role and no content: {'role': 'assistant', 'value'"),
         ([{"role": "user", "content": 5}, ASSISTANT], "messages[0] (user): content must be a string, found 5"),
         ([USER, {"role": "assistant", "content": [{"type": "image_url"}]}], "content[0] is of type 'image_url'"),
         ([USER, {"role": "assistant", "content": ["x"]}], "content[0] is 'x'"),
@@ -167,6 +169,11 @@ def test_tools_that_are_no_schemas_are_rejected(tools: Any, reason: str) -> None
 )
 def test_conversations_that_do_not_make_sense_are_rejected(messages: Any, reason: str) -> None:
     assert reason in rejected({"messages": messages}, "messages").reason
+
+
+def test_messages_that_are_json_text_are_said_to_be() -> None:
+    assert "not its JSON text" in rejected({"messages": json.dumps([USER, ASSISTANT])}, "messages").fix
+    assert "not its JSON text" not in rejected({"messages": "Hello"}, "messages").fix
 
 
 def test_string_prompts_are_raw_text_and_message_prompts_are_not_trained() -> None:
@@ -271,7 +278,7 @@ def test_a_function_call_that_is_json_becomes_a_tool_call(written: str, message:
         ({"conversations": [{"from": "alien", "value": "x"}]}, "from is 'alien', accepted are system, user"),
         ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "accepted are"),
         ({"conversations": [{"from": "human", "text": "x"}]}, "from and no value"),
-        ({"conversations": [{"from": "human", "value": None}]}, "conversations[0] (human): content must be a string"),
+        ({"conversations": [{"from": "human", "value": None}]}, "conversations[0] (human): content is missing or null"),
         ({"conversations": [SYSTEM, USER, ASSISTANT], "system": "x"}, "may only come first"),
     ],
 )
@@ -497,7 +504,9 @@ def test_where_no_row_is_clear_the_format_that_rows_have_whole_is_taken() -> Non
 def test_an_unknown_row_lists_its_keys_and_every_format() -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:1: a row with the keys title, body") as caught:
         all_of([{"title": "x", "body": "y"}] * 30)
-    assert all(f"{name}: " in caught.value.fix for name in FORMATS) and "columns: {" in caught.value.fix
+    assert all(f"{name}: " in caught.value.fix for name in FORMATS) and "columns: {text: " in caught.value.fix
+    with pytest.raises(DataError, match=r"the keys prompt, completion \(null: prompt\) is in"):
+        all_of([{"prompt": None, "completion": "y"}] * 30)
     with pytest.raises(DataError, match=r"\(none\)"):
         one({})
 
@@ -516,6 +525,11 @@ ADVISED: list[tuple[dict[str, Any], str, tuple[str, str]]] = [
     (
         {"instruction": "x", "context": "c", "response": "y", "category": "z"},
         "{instruction: instruction, input: context, output: response}",
+        ("x\n\nc", "y"),
+    ),
+    (
+        {"Body": "c", "Question": "x", "Answer": "y"},
+        "{instruction: Question, input: Body, output: Answer}",
         ("x\n\nc", "y"),
     ),
     ({"conversation": [USER, ASSISTANT], "model": "m"}, "{messages: conversation}", ("Hi", "Hello")),

@@ -132,7 +132,9 @@ def test_rows_that_are_no_pair_are_rejected_and_the_others_keep_their_places() -
     forged = preference((assistant("one"),), (assistant("x<|eot_id|>"),))
     assert rejection(forged, tok).reason.startswith("rejected: message 3 (assistant)")
     silent = preference((assistant("one", train=False),), (assistant("two"),))
-    assert rejection(silent, tok).reason.startswith("chosen: nothing of the answer can be trained")
+    refused = rejection(silent, tok)
+    assert refused.reason.startswith("chosen: nothing of the answer can be trained")
+    assert '"train": false' in refused.fix
     good = preference((assistant("one"),), (assistant("two"),))
     rendered = render_pairs([good, same, good, forged, good], tok)
     assert [isinstance(each, Pair) for each in rendered] == [True, False, True, False, True]

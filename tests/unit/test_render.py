@@ -639,7 +639,7 @@ def test_a_token_over_the_border_is_trained_with_white_space_of_the_prompt_but_n
     [
         ("one an", "swer", "<s>", "' answer' begins in the prompt"),
         ("one an", "swer \n", "<s>", "' answer' begins in the prompt"),
-        ("", "x", "", "'x' is the first of the row"),
+        ("", "x", "", "'x' is the first of the row, with nothing before it\nGive the row a prompt"),
     ],
 )
 def test_raw_text_of_which_only_the_end_could_be_trained_is_rejected(
@@ -719,7 +719,9 @@ def test_a_template_that_writes_the_date_is_told_the_given_day() -> None:
     assert trained(one(TALK, tok, date="2001-02-03"), tok) == "an answer<|im_end|>two three<|im_end|>"
 
 
-@pytest.mark.parametrize("written", ["%d %b %Y", "%A, %-d. %B %y", "%Y-%m-%dT%H:%M:%S", "%j", "day"])
+@pytest.mark.parametrize(
+    "written", ["%d %b %Y", "%A, %-d. %B %y", "%Y-%m-%dT%H:%M:%S", "%j", "%F %T %R", "%D %h %C", "%G-W%V-%u", "day"]
+)
 def test_the_day_is_written_as_python_writes_it(written: str) -> None:
     tok = tokenizer(f"\n{{% if strftime_now is defined %}}{{{{ strftime_now('{written}') }}}}{{% endif %}}|" + CHATML)
     begin = tok.decode(one(TALK, tok, date="2001-02-03").ids).partition("|")[0]

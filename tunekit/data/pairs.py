@@ -117,7 +117,7 @@ def _only_one(name: str, rendered: list[Tokens] | Rejected) -> Tokens:
             "Give the last turn as the answer and the others as the prompt, or set data.reasoning: template.",
         )
     if not rendered[0].trained.any():
-        raise Refused(f"{name}: nothing of the answer can be trained")
+        raise Refused(f"{name}: nothing of the answer can be trained", 'Take "train": false out of it, or the row out.')
     return rendered[0]
 
 

@@ -138,12 +138,13 @@ def _refuse_silence(encoded: Encoded, tokens: tuple[int, int], answer: tuple[int
     if first < last and encoded.text[max(start, encoded.starts[first]) : end].strip():
         return
     reason = f"{place}: none of it can be trained but the token that ends it"
-    if first:
-        where = "begins in the prompt" if encoded.starts[first - 1] < start else "is the first of the row"
-        reason += f": the token {encoded.piece(first - 1)!r} {where}"
-    raise Refused(
-        reason, "Let the prompt end where a word ends, and the answer begin with the white space; or take the row out."
-    )
+    fix = "Let the prompt end where a word ends, and the answer begin with the white space; or take the row out."
+    if first and encoded.starts[first - 1] < start:
+        reason += f": the token {encoded.piece(first - 1)!r} begins in the prompt"
+    elif first:
+        reason += f": the token {encoded.piece(first - 1)!r} is the first of the row, with nothing before it"
+        fix = "Give the row a prompt, or take it out."
+    raise Refused(reason, fix)
 
 
 def _render_chats(

@@ -33,7 +33,7 @@ TEMPLATE_ERRORS = (
 )
 GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 # The parts of a date that `strftime` writes.
-DATE_PARTS = [f"%{part}" for part in ("-d", "-m", "e", *"aAbBdHIjmMpSUwWxXyY")]
+DATE_PARTS = [f"%{part}" for part in ("-d", "-m", *"aAbBcCdDeFGhHIjmMpRSTuUVwWxXyY")]
 IDS = (
     'Give each tool call an "id" of 9 letters and digits, and each tool message the id of its call as "tool_call_id"; '
     "or set data.chat_template: path.jinja, a template without this rule."

@@ -83,7 +83,7 @@ VALUES: dict[str, tuple[Any, str]] = {
 
 # Rows that are wrong in a way of their own shape.
 ROWS: list[tuple[str, str, dict[str, Any], str]] = [
-    ("messages", "no role", {"messages": [USER, {"content": "x"}]}, "role is None"),
+    ("messages", "no role", {"messages": [USER, {"content": "x"}]}, "there is no role"),
     ("messages", "an unknown role", {"messages": [USER, {"role": "boss", "content": "x"}]}, "'boss'.*accepted"),
     ("messages", "two systems", {"messages": [{**USER, "role": "system"}] * 2 + [USER, ASSISTANT]}, "only come first"),
     ("messages", "assistant first", {"messages": [ASSISTANT, USER, ASSISTANT]}, "begin with a user"),

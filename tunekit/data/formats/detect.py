@@ -12,7 +12,7 @@ from tunekit.errors import DataError
 
 # Words that data sets use for what is asked, for what it is asked about, and for what is answered.
 QUESTIONS = ("question", "query", "problem", "instruction", "input", "prompt")
-CONTEXTS = ("context", "passage", "input")
+CONTEXTS = ("context", "passage", "body", "input")
 ANSWERS = ("answer", "response", "output", "completion", "target", "solution", "code", "sql", "summary", "translation")
 # And for what is said of a text.
 LABELS = ("label", "category")
@@ -49,8 +49,10 @@ def answer_keys(row: Row, words: Sequence[str] = ANSWERS, but: Sequence[str] = (
 def unknown(row: Row, source: str) -> DataError:
     """The error for rows in no known format: their keys, what is accepted, the columns to write if these are clear."""
     accepted = "\n".join(f"  {each.name}: {each.example}" for each in FORMATS.values())
+    empty = {key: value for key, value in row.items() if value is None}
+    null = f" (null: {keys(empty)})" if empty else ""
     return DataError(
-        f"{source}: a row with the keys {keys(row)} is in no known format",
+        f"{source}: a row with the keys {keys(row)}{null} is in no known format",
         "\n".join([*_advice(row), f"Accepted:\n{accepted}"]),
     )
 
@@ -94,7 +96,8 @@ def _advice(row: Row) -> list[str]:
     if any(len(key) > 60 or key.lstrip("-").isdecimal() for key in row):
         return ["The keys look like a row themselves: put a line with the names of the columns before the first row."]
     return [
-        'Name what the columns are beside the path, such as columns: {prompt: "{title}: {body}", completion: label}.'
+        "Name what the columns are beside the path, such as columns: {text: body}, or "
+        'columns: {prompt: "{title}: {body}", completion: label}.'
     ]
 
 

@@ -34,12 +34,14 @@ FILLED = (*REASONING_KEYS, "tool_calls", "tool_call_id", "name")
 # Keys of other tools that say whether a message is trained, beside OpenAI's `weight`.
 TRAINED_KEYS = ("training", "loss")
 LEAVE_OUT = "Correct the row, or take it out."
+NO_TEXT = "Write the list itself and not its JSON text."
 
 
 def read_messages(value: Any, key: str) -> Messages:
     """The messages under a key of a row. Raises `Refused` with the message that is none."""
     if not isinstance(value, list | tuple):
-        raise Refused(f"{key} must be a list of messages, found {shown(value)}")
+        is_json = isinstance(value, str) and value.lstrip().startswith("[")
+        raise Refused(f"{key} must be a list of messages, found {shown(value)}", NO_TEXT if is_json else "")
     messages = []
     for i, message in enumerate(value):
         try:
@@ -125,13 +127,15 @@ def check_order(messages: Messages) -> None:
 def _in_our_words(message: dict[str, Any]) -> dict[str, Any]:
     """The message under `role` and `content`, without keys that have no value. Raises `Refused`."""
     key, text = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
-    name = message.get(key)
+    if key not in message:
+        raise Refused(f"there is no role: {shown(message)}")
+    name = message[key]
     word = name.lower() if isinstance(name, str) else ""
     role = OTHER_ROLES.get(word, word)
     if role not in ROLES:
         raise Refused(f"{key} is {shown(name)}, accepted are {', '.join((*ROLES, *OTHER_ROLES))}")
-    if key == "from" and text not in message:
-        raise Refused(f"there is from and no value: {shown(message)}")
+    if text not in message and (key == "from" or "value" in message):
+        raise Refused(f"there is {key} and no {text}: {shown(message)}")
     read = {each: value for each, value in message.items() if value is not None and each not in (key, text)}
     read = {each: value for each, value in read.items() if each not in FILLED or value not in ("", [])}
     content = message.get(text)
@@ -167,7 +171,9 @@ def _join(parts: list[Any]) -> str:
 
 def _check_content(message: dict[str, Any]) -> None:
     content, is_assistant, calls = message.get("content"), message["role"] == "assistant", "tool_calls" in message
-    if not isinstance(content, str) and not (content is None and calls):
+    if content is None and not calls:
+        raise Refused("content is missing or null")
+    if not isinstance(content, str | None):
         raise Refused(f"content must be a string, found {shown(content)}")
     if is_assistant and not calls and not (content or "").strip():
         raise Refused("content is empty", LEAVE_OUT)
