@@ -26,7 +26,9 @@ LAYERS = [
     {"errors", "files", "offline", "recipe"},
     {"ops", "data"},
     {"models", "objectives"},
+    {"evals"},
     {"train"},
+    {"report"},
     {"stages"},
     {"cli"},
 ]

@@ -5,8 +5,9 @@ An n-gram is 13 tokens in a row, the length that Brown et al. 2020 (arXiv:2005.1
 several held-out rows share (a system prompt, a table's header) say nothing about leakage and do not count.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,28 +73,46 @@ def sentences(overlap: Overlap) -> Iterator[str]:
 
 def ngram_shares(train: Rows, held_out: Rows) -> NDArray[np.float64]:
     """Of each held-out row, the share of its own n-grams that some training row has; 0 where it has none (R,)."""
-    grams, owners = _ngrams(held_out, range(len(held_out)))
-    pairs = np.unique(np.stack([grams, owners.astype(np.uint64)]), axis=1)
-    values, index, counts = np.unique(pairs[0], return_index=True, return_counts=True)
-    values, owners = values[counts == 1], pairs[1][index[counts == 1]].astype(np.int64)
+    grams, owners = ngrams([row.ids for row in held_out])
+    values, owners = own_ngrams(grams, owners)
     seen = np.zeros(len(values), bool)
     for begin in range(0, len(train) if len(values) else 0, CHUNK):
-        found, _ = _ngrams(train, range(begin, min(begin + CHUNK, len(train))))
+        seen |= among(values, ngrams([train[i].ids for i in range(begin, min(begin + CHUNK, len(train)))])[0])
+    return shares(owners, seen, len(held_out))
+
+
+def own_ngrams(grams: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The n-grams, sorted, that one row alone has, and that row."""
+    pairs = np.unique(np.stack([grams, owners.astype(np.uint64)]), axis=1)
+    values, index, counts = np.unique(pairs[0], return_index=True, return_counts=True)
+    return values[counts == 1], pairs[1][index[counts == 1]].astype(np.int64)
+
+
+def among(values: NDArray[np.uint64], found: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of `values`, which are sorted, are among `found`."""
+    seen = np.zeros(len(values), bool)
+    if len(values):
         at = np.minimum(np.searchsorted(values, found), len(values) - 1)
         seen[at[values[at] == found]] = True
-    total = np.bincount(owners, minlength=len(held_out))
-    return np.bincount(owners, seen, len(held_out)) / np.maximum(total, 1)
+    return seen
 
 
-def _ngrams(rows: Rows, chosen: range) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """A hash of each n-gram within one of the rows, and the number of that row; a shorter row has none."""
-    ids = [rows[i].ids for i in chosen]
-    owners = np.repeat(np.array(chosen, np.int64), [len(row) for row in ids])
-    count = max(len(owners) - NGRAM + 1, 0)
-    values = np.concatenate([*ids, np.zeros(0, np.int32)]).astype(np.uint64)
+def shares(owners: NDArray[np.int64], seen: NDArray[np.bool_], num_rows: int) -> NDArray[np.float64]:
+    """Of each row, the share of its own n-grams that were seen; 0 where it has none (R,)."""
+    total = np.bincount(owners, minlength=num_rows)
+    return np.bincount(owners, seen, num_rows) / np.maximum(total, 1)
+
+
+def ngrams(
+    rows: Sequence[NDArray[np.integer[Any]]], length: int = NGRAM
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """A hash of each n-gram within one of the rows of ids, and the number of that row; a shorter row has none."""
+    owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    count = max(len(owners) - length + 1, 0)
+    values = np.concatenate([*rows, np.zeros(0, np.int32)]).astype(np.uint64)
     hashes = np.zeros(count, np.uint64)
-    for k in range(NGRAM):  # overflow is the modulo of the hash
+    for k in range(length):  # overflow is the modulo of the hash
         hashes = (hashes + values[k : k + count] + np.uint64(1)) * _MULTIPLIER
         hashes ^= hashes >> np.uint64(29)
-    inside = owners[:count] == owners[NGRAM - 1 : NGRAM - 1 + count]
+    inside = owners[:count] == owners[length - 1 : length - 1 + count]
     return hashes[inside], owners[:count][inside]

@@ -47,14 +47,18 @@ def complete(
     batch_size: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    stop: Sequence[str] = (),
     poll: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, str, bool]]:
     """Yields (number of the prompt, its completion, whether the model ended it itself), in order of prompt length.
 
-    Temperature 0 is greedy. Prompts of similar length share a batch, so that little of it is padding; `poll` is called
-    before each batch. The model is left in evaluation mode.
+    Temperature 0 is greedy; a completion ends before the first of the texts `stop`. Prompts of similar length share a
+    batch, so that little of it is padding; `poll` is called before each batch. The model is left in evaluation mode.
     """
     ids = all_prompt_ids(tokenizer, prompts)
+    options = sampling_options(temperature, top_p)
+    if stop:
+        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     model.eval()
     for start in range(0, len(order), batch_size):
@@ -62,12 +66,14 @@ def complete(
         chosen = order[start : start + batch_size]
         inputs = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")
         output = model.generate(  # type: ignore[operator]
-            **inputs.to(model.device), max_new_tokens=max_new_tokens, **sampling_options(temperature, top_p)
+            **inputs.to(model.device), max_new_tokens=max_new_tokens, **options
         )
         new = output[:, inputs["input_ids"].shape[1] :]
         for i, row in zip(chosen, new, strict=True):
-            ended = bool(torch.isin(row, _end_ids(model)).any())
-            yield i, _text(tokenizer, row).strip(), ended
+            whole = _text(tokenizer, row)
+            text = whole[: min((at for each in stop if (at := whole.find(each)) >= 0), default=len(whole))]
+            ended = text != whole or bool(torch.isin(row, _end_ids(model)).any())
+            yield i, text.strip(), ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,27 +25,37 @@ from tunekit.models.load import (
 log = logging.getLogger("tunekit")
 
 
-def load_for_inference(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_for_inference(
+    name: str, dtype: str = "auto", attn_implementation: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that `name` stands for, on the default device and in evaluation mode.
 
-    An adapter stays beside its base (`merge` joins them), so that answers are those measured in training. Raises
-    `RecipeError` for a folder that holds no model, also when its run is not finished.
+    An adapter stays beside its base (`merge` joins them), so that answers are those measured in training.
+    `attn_implementation` is as in `load_model`. Raises `RecipeError` for a folder that holds no model, also when its
+    run is not finished.
     """
     location = locate(name)
     device = default_device()
     chosen = resolve_dtype(dtype, device)
     if location.is_adapter:
-        adapted, tokenizer = load_adapted(location, base_of(location), dtype=chosen, device=device)
+        adapted, tokenizer = load_adapted(
+            location, base_of(location), dtype=chosen, device=device, attn_implementation=attn_implementation
+        )
         model: PreTrainedModel = adapted.get_base_model()  # type: ignore[assignment]
     else:
         tokenizer = load_tokenizer(location)
-        model = load_model(location, dtype=chosen, device=device, attn_implementation=None)
+        model = load_model(location, dtype=chosen, device=device, attn_implementation=attn_implementation)
         model.generation_config = generation_config(model, tokenizer)
     return model.eval(), tokenizer
 
 
 def load_adapted(
-    adapter: Location, base: Location, *, dtype: torch.dtype | str, device: torch.device
+    adapter: Location,
+    base: Location,
+    *,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    attn_implementation: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The adapter on its base, with the tokenizer and generation config beside the adapter, or else the base's.
 
@@ -53,7 +63,7 @@ def load_adapted(
     """
     folder = Path(adapter.path)
     tokenizer = load_tokenizer(adapter if (folder / "tokenizer_config.json").is_file() else base)
-    model = load_model(base, dtype=dtype, device=device, attn_implementation=None)
+    model = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # type: ignore[index]
         model.resize_token_embeddings(len(tokenizer))
     if (folder / "generation_config.json").is_file():

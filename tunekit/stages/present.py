@@ -37,14 +37,14 @@ def training_report(result: dict[str, Any]) -> str:
         f"logit difference {result['reload_difference']:.3g})\n"
         f"loss curve: {result['paths']['loss_curve']}"
     )
-    return _rendered(parts)
+    return rendered(parts)
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 400 else text[:400] + " ..."
 
 
-def _rendered(parts: list[Any]) -> str:
+def rendered(parts: list[Any]) -> str:
     console = Console(file=io.StringIO(), width=100, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str))

@@ -1,0 +1,1 @@
+"""Measuring a model: tasks, how it answers them, scores and their intervals, gates."""
