@@ -36,8 +36,9 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "accelerate": {"train/engine.py"},
     "peft": {"models/adapters.py", "models/lora.py"},
-    "datasets": {"data/sources/hub.py", "train/metrics.py"},
-    "evaluate": {"train/metrics.py"},
+    "datasets": {"data/sources/hub.py", "evals/metrics/hub.py"},
+    "evaluate": {"evals/metrics/hub.py"},
+    "lm_eval": {"evals/harness.py"},
     "bitsandbytes": {"train/optim.py"},
     "pyarrow": {"data/sources/parquet.py", "data/store.py"},
 }
@@ -151,7 +152,9 @@ def test_a_run_reads_every_key_of_its_recipe(tmp_path: Path, read: set[str]) -> 
     file = tmp_path / "recipe.yaml"
     file.write_text(
         f"model: tiny-random/llama\ndata: {tmp_path}/rows.jsonl\noutput_dir: {tmp_path}/out\n"
-        "train: {max_steps: 1}\neval: {metrics: [exact_match], max_new_tokens: 1, load_best_model_at_end: true}\n"
+        "train: {max_steps: 1}\ngate: {eval_loss: < 99}\n"
+        "eval: {metrics: [exact_match], max_new_tokens: 1, load_best_model_at_end: true,"
+        " tasks: [blimp], task_limit: 2}\n"
     )
     sft.run(load(file, ("adapter=lora",)))
     frozen = load(file, ("freeze.layers=[0]",)).recipe

@@ -35,7 +35,11 @@ def test_a_clean_set_gives_none() -> None:
 def test_planted_items_are_found_whatever_their_case_punctuation_and_surroundings() -> None:
     planted: list[AnyRow] = [
         chat(f"Question: {ITEMS[3]['question'].upper()}?! Answer:", "x", 7),
-        Text("", sentence(9001, 30) + " " + str(ITEMS[9]["question"]).replace(" ", ", ") + ". " + sentence(9002, 30), "b:1"),
+        Text(
+            "",
+            sentence(9001, 30) + " " + str(ITEMS[9]["question"]).replace(" ", ", ") + ". " + sentence(9002, 30),
+            "b:1",
+        ),
     ]
     found = find_leakage(ITEMS, PLACES, [*CLEAN, *planted])
     assert found.flagged == (3, 9) and found.exact == 2

@@ -1,6 +1,7 @@
 """The JSON Schema and the loader accept the same, as far as a JSON Schema can say it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,19 @@ def test_every_key_has_its_description_and_every_optional_one_its_default() -> N
     assert set(SCHEMA["properties"]) == {*SECTIONS[""].model_fields, EXTENDS}
 
 
-def test_no_object_takes_keys_that_it_does_not_name_but_a_mapping_of_columns() -> None:
+def test_no_object_takes_keys_that_it_does_not_name_but_a_mapping_of_columns_and_the_gates() -> None:
     def objects(node: Any) -> list[dict[str, Any]]:
         inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
         here = [node] if isinstance(node, dict) and node.get("type") == "object" else []
         return here + [found for part in inner for found in objects(part)]
 
     open_ones = [node for node in objects(SCHEMA) if node.get("additionalProperties") is not False]
-    assert [node["additionalProperties"] for node in open_ones] == [{"type": "string", "minLength": 1}]
+    columns, gate = (node["additionalProperties"] for node in open_ones)
+    assert columns == {"type": "string", "minLength": 1}
+    accepted = ["< 1.9", ">=0.05", " == -1e-3", ">= before - 0.01", "> baseline * 0.98", "<before"]
+    assert all(re.search(gate["pattern"], text) for text in accepted)
+    refused = ["1.9", "< ", "<> 1", "> after", "< 1.9 and > 1", ">= before - x", "x < 1"]
+    assert not any(re.search(gate["pattern"], text) for text in refused)
 
 
 def test_the_line_that_names_the_schema_to_an_editor_is_a_comment(tmp_path: Path) -> None:

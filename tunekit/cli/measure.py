@@ -26,6 +26,9 @@ def evaluate(
         str, typer.Option(help="tunekit, or lm-eval for the tasks of lm-evaluation-harness.")
     ] = "tunekit",
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Let a task's own Python file run.")] = False,
+    train_data: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Training rows in which the items are looked for.")
+    ] = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -56,8 +59,41 @@ def evaluate(
             output=output,
             engine=engine,
             allow_code=allow_code,
+            train_data=train_data or (),
         )
         print_result(result, stage.render(result), as_json)
+
+
+@app.command()
+def gate(
+    result: Annotated[str, typer.Argument(metavar="RESULT", help="A run folder, or its result.json.")],
+    gates: Annotated[
+        list[str] | None, typer.Option("--gate", metavar="CONDITION", help="Such as 'gsm8k.accuracy >= 0.05'.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Another run, which conditions call baseline.")] = None,
+    junit: Annotated[str | None, typer.Option(metavar="FILE", help="JUnit XML for CI systems goes there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Checks what a run reached against gates, those of its recipe or those given; exit code 8 where one fails.
+
+    Examples:
+
+        tunekit gate out/chat
+
+        tunekit gate out/chat --gate "eval_loss < 1.9" --gate "blimp.accuracy >= before - 0.01" --junit gates.xml
+
+        tunekit gate out/new-eval --gate "svamp.numeric >= baseline - 0.02" --baseline out/old-eval
+    """
+    with command(as_json):
+        from tunekit.evals.gates import failure
+        from tunekit.stages import gate as stage
+
+        verdicts = stage.run(result, gates or (), baseline=baseline, junit_file=junit)
+        passed = all(each.passed for each in verdicts)
+        report = {"status": "done" if passed else "failed", "gates": [each.as_dict() for each in verdicts]}
+        print_result(report, stage.render(verdicts), as_json)
+        if not passed:
+            raise typer.Exit(failure(verdicts).exit_code)
 
 
 ENGINES = ("tunekit", "lm-eval")

@@ -1,7 +1,7 @@
 r"""What of a completion counts as its answer: a name of `EXTRACT`, or a regular expression with one group.
 
-Numbers come out plain: without "$", thousands commas, a full stop at the end, or ".0". Against the filters that
-lm-evaluation-harness has for gsm8k: `gsm8k_strict` is its strict-match, `number` its flexible-extract, except that a run
+Numbers come out plain: without "$", thousands commas, a full stop at the end, or ".0". Of the filters that
+lm-evaluation-harness has for gsm8k, `gsm8k_strict` is strict-match and `number` is flexible-extract, except that a run
 of dots or commas without a digit ("...") is no number here. Where nothing is found, the answer is empty.
 """
 
@@ -17,7 +17,7 @@ _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _AFTER_HASHES = re.compile(r"####\s*(-?\s?\$?\s?-?[0-9.,]*[0-9])")
 _MARK = r"[\s:*(\[\"'`]*"  # what may stand between "is" and the answer: "is: **(B)**"
 _ANSWER_LETTER = re.compile(
-    rf"(?i:answer|option|choice)(?i:\s+is|\s*:){_MARK}(?i:option\s+|choice\s+)?{_MARK}([A-E])\b"
+    rf"(?i:answer|option|choice)(?i:\s+is|\s*:){_MARK}(?:(?i:option|choice)\b{_MARK})?([A-E])\b"
 )
 _FIRST_LETTER = re.compile(r"\W*([A-Ea-e])(?:[.):,\]*]|\s*$|\s*\n)")
 _IN_BRACKETS = re.compile(r"[(\[]([A-Ea-e])[)\]]")

@@ -204,11 +204,11 @@ def _conversation(task: Task, row: Row, shots: Sequence[Row]) -> Messages:
 
 
 def render(template: str, row: Row) -> str:
-    return _compiled(template).render(**row)
+    return _compiled(template).render(dict(row))
 
 
 def evaluated(expression: str, row: Row) -> Any:
-    return _expression(expression)(**row)
+    return _expression(expression)(dict(row))
 
 
 @lru_cache(1000)

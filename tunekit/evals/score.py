@@ -138,9 +138,7 @@ def _multiple_choice(task: Task, items: Sequence[Item], subject: Subject) -> lis
         totals = tuple(each.total for each in likelihoods)
         best = max(range(len(totals)), key=lambda i: totals[i])
         by_length = max(range(len(totals)), key=lambda i: totals[i] / max(len(item.choices[i]), 1))
-        answered = Answered(
-            item.choices[best], item.references, row=item.row, group=item.group, positive=task.positive or ""
-        )
+        answered = Answered(item.choices[best], item.references, row=item.row, group=item.group)
         values: dict[str, float | None] = {
             "accuracy": float(best == item.gold),
             "acc_norm": float(by_length == item.gold),
@@ -204,7 +202,6 @@ def _generate(task: Task, items: Sequence[Item], subject: Subject) -> list[Reply
             item.row,
             item.group,
             samples=tuple(extract(each) for each in more),
-            positive=task.positive or "",
         )
         replies.append(Reply(item, answered))
     return replies

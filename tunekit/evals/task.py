@@ -69,7 +69,6 @@ class Task(Section):
     generation: Generation = Field(Generation.model_validate({}), description="How answers are written.")
     extract: Text = Field("text", description="What of an answer counts: a name, or a regular expression.")
     metrics: Annotated[list[Text], Field(min_length=1)] = Field(description="What is counted.")
-    positive: Text | None = Field(None, description="The label that f1 is of.")
     group: Text | None = Field(None, description="A template: scores are also given for each of its values.")
     chosen: Text | None = Field(None, description="Preference: the better answer.")
     rejected: Text | None = Field(None, description="Preference: the worse answer.")
@@ -84,8 +83,6 @@ class Task(Section):
                 raise PydanticCustomError("needed", "kind: {kind} needs the key {key}", {"kind": self.kind, "key": key})
         if self.few_shot and not self.examples:
             raise PydanticCustomError("needed", "few_shot needs examples: rows, or where they lie")
-        if "f1" in self.metrics and self.positive is None:
-            raise PydanticCustomError("needed", "metrics: f1 needs the key positive: the label that it is of")
         for name in self.metrics:
             if name not in (known := metrics_of(self.kind)):
                 near = difflib.get_close_matches(name, known, n=1)

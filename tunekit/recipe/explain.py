@@ -31,7 +31,7 @@ ACCEPTED = {
     "too_short": "a list with at least one item",
     "finite_number": "a finite number",
 }
-OWN = ("path", "checkpoint", "attention")  # errors of types.py, which say all that is to be said
+OWN = ("path", "checkpoint", "attention", "condition")  # errors of types.py, which say all that is to be said
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 PLACEHOLDER = "?"
 TODO = re.compile(r"TODO(:\s*(.*))?", re.DOTALL)

@@ -30,6 +30,7 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     yield from _warmup(recipe)
     yield from _held_out(recipe)
     yield from _answers(recipe)
+    yield from _tasks(recipe)
     yield from _best_model(recipe)
     yield from _streaming(recipe)
     yield from _system(recipe)
@@ -115,6 +116,14 @@ def _answers(recipe: Recipe) -> Iterator[Conflict]:
     if not evaluation.metrics and evaluation.max_new_tokens != Eval.model_fields["max_new_tokens"].default:
         message = "has no effect without eval.metrics, for which answers are generated; give them, or remove this key"
         yield Conflict(key, (key, "eval.metrics"), message)
+
+
+def _tasks(recipe: Recipe) -> Iterator[Conflict]:
+    evaluation = recipe.eval
+    for key, given in (("task_limit", evaluation.task_limit is not None), ("tasks_at", evaluation.tasks_at != "ends")):
+        if given and not evaluation.tasks:
+            keys = (f"eval.{key}", "eval.tasks")
+            yield Conflict(keys[0], keys, "has no effect without eval.tasks; give them, or remove this key")
 
 
 def _best_model(recipe: Recipe) -> Iterator[Conflict]:

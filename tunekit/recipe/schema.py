@@ -17,6 +17,7 @@ from tunekit.recipe.types import (
     MAX_COUNT,
     Attention,
     Checkpoint,
+    Condition,
     Count,
     Derived,
     Layers,
@@ -218,6 +219,13 @@ class Eval(Section):
     per_device_eval_batch_size: Count = Field(default=8, description="Rows in one forward pass on one device.")
     metrics: list[Metric] = Field(default=[], description="Metrics on generated answers, besides loss and perplexity.")
     max_new_tokens: Count = Field(default=128, description="Longest generated answer, for the metrics that need one.")
+    tasks: list[Text] = Field(
+        default=[], description="Tasks, by name or file, on which the model is measured before and after training."
+    )
+    task_limit: Count | None = Field(default=None, description="Items of each task at most, chosen by its seed.")
+    tasks_at: Literal["ends", "evaluations"] = Field(
+        default="ends", description="evaluations: the tasks are also measured at each evaluation in between."
+    )
     metric_for_best_model: Text = Field(
         default="eval_loss", description="Metric that decides which checkpoint is best."
     )
@@ -246,6 +254,9 @@ class Recipe(Section):
     data: Data = Field(description="The rows, and which of their tokens are trained.")
     train: Train = Field(default=Train(), description="How the weights are updated.")
     eval: Eval = Field(default=Eval(), description="How and when held-out rows are measured.")
+    gate: Annotated[dict[Text, Condition], Field(min_length=1)] | None = Field(
+        default=None, description="Figures that the result must reach, such as eval_loss: '< 1.9'; else exit code 8."
+    )
     save: Save = Field(default=Save(), description="When checkpoints are written.")
     output_dir: PathText = Field(description="Folder that receives all that the run writes.")
     run_name: Text | None = Field(default=None, description="Name of the run in the trackers.")

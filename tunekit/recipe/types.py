@@ -25,6 +25,8 @@ MAX_NUMBER = 1e9  # of what has no limit of its own: more is a slip, and some of
 MAX_LAYER = 9999
 _RANGE = r"\s*[0-9]{1,4}\s*(-\s*[0-9]{1,4}\s*)?"
 LAYERS = rf"^{_RANGE}(,{_RANGE})*$"
+_NUMBER = r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?"
+CONDITION = rf"\s*(<=|>=|==|<|>)\s*({_NUMBER}|(before|baseline)(\s*[-+*]\s*{_NUMBER})?)\s*"
 LEFT_OUT: Any = None
 VARIABLE = re.compile(r"\$(\w|\{)")
 PATH_SCHEMA = {"type": "string", "minLength": 1, "not": {"pattern": VARIABLE.pattern}}
@@ -86,6 +88,13 @@ def attention(value: str) -> str:
     raise PydanticCustomError("attention", "must be a name of transformers', such as {expected}", names)
 
 
+def condition(value: str) -> str:
+    if re.fullmatch(CONDITION, value):
+        return value
+    message = "must be a comparison in quotes, such as {expected}"
+    raise PydanticCustomError("condition", message, {"expected": "'< 1.9', '>= 0.05' or '>= before - 0.01'"})
+
+
 T = TypeVar("T")
 Derived = Annotated[T, WrapValidator(_null_or)]
 Text = Annotated[str, Field(min_length=1)]
@@ -96,6 +105,7 @@ Checkpoint = Annotated[
     AfterValidator(checkpoint),
     WithJsonSchema({**PATH_SCHEMA, "pattern": "^(auto|never|step-[0-9]+)$|/"}),
 ]
+Condition = Annotated[str, AfterValidator(condition), WithJsonSchema({"type": "string", "pattern": f"^{CONDITION}$"})]
 Attention = Annotated[
     Text,
     AfterValidator(attention),

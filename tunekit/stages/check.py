@@ -29,6 +29,7 @@ from tunekit.stages.assemble import make_policy, make_training
 from tunekit.stages.base import Base, find_base
 from tunekit.stages.read import read_rows
 from tunekit.stages.rows import Rows, find_source
+from tunekit.stages.tasks import find as find_tasks
 from tunekit.train.engine import Engine
 from tunekit.train.folder import check_folder
 from tunekit.train.step import backward, update
@@ -101,7 +102,10 @@ def _files(found: _Found) -> str:
     data = _need(found.recipe).data
     for source in [*data.train, *(data.eval or ())]:
         find_source(source)
-    return ", ".join(source.path for source in [*data.train, *(data.eval or ())])
+    tasks = find_tasks(_need(found.recipe))
+    return ", ".join(
+        [*(source.path for source in [*data.train, *(data.eval or ())]), *(each.task.task for each in tasks)]
+    )
 
 
 def _model(found: _Found) -> str:

@@ -81,8 +81,8 @@ def question(
     return Question(
         recipe,
         base,
-        train=[_reading(source, part, datasets) for part, source in enumerate(data.train)],
-        held_out=[_reading(source, part, datasets) for part, source in enumerate(data.eval or ())],
+        train=[reading(source, part, datasets) for part, source in enumerate(data.train)],
+        held_out=[reading(source, part, datasets) for part, source in enumerate(data.eval or ())],
         rendering=Rendering(**data.model_dump(include={"loss_on", "system", "system_mode", "reasoning"}), date=day),
         context=context,
         max_length=data.max_length or context or sys.maxsize,
@@ -92,7 +92,8 @@ def question(
     )
 
 
-def _reading(source: Source, part: int, datasets: Datasets | None) -> Reading:
+def reading(source: Source, part: int, datasets: Datasets | None) -> Reading:
+    """What is read of a source, and as what."""
     return Reading(find_source(source, datasets), source.format, source.columns, part)
 
 

@@ -15,6 +15,7 @@ from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
+from tunekit.stages import tasks
 from tunekit.stages.artefact import base_passport, write_artefact
 from tunekit.stages.assemble import (
     DATE,
@@ -29,7 +30,7 @@ from tunekit.stages.base import Base, find_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.preflight import check_offline
 from tunekit.stages.read import read_rows
-from tunekit.stages.rows import Datasets, Rows, reusable
+from tunekit.stages.rows import Datasets, Rows, reading, reusable
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
@@ -56,6 +57,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
         set_seed(recipe.train.seed)
         start = find_start(recipe, folder)
         base = find_base(recipe)
+        measured = tasks.find(recipe)
         rows = read_rows(
             recipe,
             base,
@@ -67,6 +69,8 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
         )
         policy = make_policy(recipe, base, rows, engine)
         evaluate = evaluation(recipe, policy, base, rows)
+        if recipe.eval.tasks_at == "evaluations":
+            evaluate = tasks.beside(evaluate, measured, recipe, policy, base)
         passport = base_passport(base.location, policy)
         training = make_training(recipe, rows, policy, negative_log_likelihood, evaluate, engine, passport, folder)
         _try_longest_batch(recipe, training)
@@ -79,13 +83,24 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
         try:
             if not training.state.before:
                 _measure_before(training, base, rows)
+                read = (
+                    []
+                    if recipe.data.streaming
+                    else [reading(source, part, datasets) for part, source in enumerate(recipe.data.train)]
+                )
+                training.state.before["tasks"] = tasks.measure(measured, recipe, policy, base, folder, "before", read)
             train(training, stop)
             stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
             _finish(recipe, training, base, rows, folder, result)
+            if measured:
+                before = training.state.before["tasks"]
+                after = tasks.measure(measured, recipe, policy, base, folder, "after")
+                result["tasks"] = {"before": before, "after": after, "change": tasks.change(before, after, folder)}
         finally:
             result |= _progress(training, folder, [source.path for source in recipe.data.train])
             result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
             engine.close()
+        tasks.check_gates(recipe, measured, result)
     return result
 
 
@@ -142,7 +157,7 @@ def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str,
     paths = {"model": folder / "model", "metrics": training.metrics.path, "loss_curve": folder / "loss.png"}
     paths["checkpoints"] = training.checkpoints
     return {
-        "before": {name: value for name, value in state.before.items() if name != "sample"},
+        "before": {name: value for name, value in state.before.items() if name not in ("sample", "tasks")},
         "last_evaluation": state.evaluated,
         "steps": state.step,
         "best_step": state.best_step,

@@ -11,10 +11,11 @@ from tunekit.errors import DataError
 from tunekit.evals.metrics.metric import Answered, item_metric, set_metric
 from tunekit.evals.metrics.text import as_number, folded
 
-POSITIVE = frozenset("1 yes true positive equivalent paraphrase duplicate entailment acceptable".split())
-NEGATIVE = frozenset(
-    "0 -1 no false negative not_equivalent not_paraphrase not_duplicate not_entailment unacceptable different".split()
-    + ["not equivalent", "not a paraphrase", "not paraphrase", "not duplicate", "not a duplicate", "not entailment"]
+POSITIVE = ("1", "yes", "true", "positive", "equivalent", "paraphrase", "duplicate", "entailment", "acceptable")
+NEGATIVE = (
+    *("0", "-1", "no", "false", "negative", "unacceptable", "different"),
+    *("not equivalent", "not paraphrase", "not a paraphrase", "not duplicate", "not a duplicate", "not entailment"),
+    *("not_equivalent", "not_paraphrase", "not_duplicate", "not_entailment"),
 )
 
 
@@ -79,9 +80,9 @@ def _reference(answered: Answered) -> str:
 def _is_positive(label: str, answered: Answered, must_be_known: bool = True) -> bool:
     if (positive := answered.row.get("positive_label")) is not None:
         return label == folded(str(positive))
-    if must_be_known and label not in POSITIVE | NEGATIVE:
+    if must_be_known and label not in POSITIVE + NEGATIVE:
         raise DataError(
-            f'f1: is the label "{label}" the positive one? It is none of {", ".join(sorted(POSITIVE | NEGATIVE))}',
+            f'f1: is the label "{label}" the positive one? It is none of {", ".join(POSITIVE + NEGATIVE)}',
             "Give the rows a column positive_label, or take macro_f1.",
         )
     return label in POSITIVE

@@ -42,7 +42,7 @@ def as_evaluate(name: str) -> Any:
         def _compute(
             self,
             predictions: list[str],
-            references: list[str] | list[list[str]],
+            references: Sequence[str | list[str]],
             groups: Sequence[str] | None = None,
             rows: Sequence[dict[str, Any]] | None = None,
         ) -> dict[str, float]:
@@ -50,6 +50,7 @@ def as_evaluate(name: str) -> Any:
             given = zip(predictions, references, groups, rows, strict=True)
             return {name: value_of(name, [_answered(*each) for each in given])}
 
+    Registered.__name__ = name  # what `evaluate` calls it
     # In memory: without it, predictions are written to the user's cache.
     return Registered(config_name=name, keep_in_memory=True)
 

@@ -15,7 +15,6 @@ class Answered:
     prediction: the answer, after extraction (generation), or the text of the choice taken (multiple choice)
     references: the accepted answers;  completion: what was generated, whole;  row: the row of the data
     group: the group that the task puts the item in;  samples: further answers to the same item (after extraction)
-    positive: the label that counts as found, where there are two
     """
 
     prediction: str
@@ -24,7 +23,6 @@ class Answered:
     row: dict[str, Any] = field(default_factory=dict)
     group: str = ""
     samples: tuple[str, ...] = ()
-    positive: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def overlap(predicted: Sequence[str], reference: Sequence[str]) -> float:
 
 def as_number(text: str) -> float | None:
     """ "1,000", "$12.50", "3/4", "12 apples" or "1e3" as a number; None for what is none, such as "1,5" or "3 or 4"."""
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None or (divisor := int(match["divisor"] or 1)) == 0:
+    match = _NUMBER.fullmatch(" ".join(text.split()))
+    if match is None or (divisor := float(match["divisor"] or 1)) == 0:
         return None
     number = float(match["number"].replace(",", "")) / divisor
     return (-number if match["sign"] == "-" else number) if math.isfinite(number) else None

@@ -1,0 +1,168 @@
+"""Gates pass where they should and never where there is nothing to compare."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from tunekit.cli import app
+from tunekit.errors import RecipeError, StorageError
+from tunekit.evals.gates import check, failure, parse, parse_line
+from tunekit.stages import gate
+
+
+def score(value: float | None, low: float = 0.3, high: float = 0.6) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": 50, "interval": "wilson", "better": "higher"}
+
+
+def task(value: float | None) -> dict[str, Any]:
+    return {"scores": {"accuracy": score(value)}, "groups": {"accuracy": {"island effects": score(0.25)}}}
+
+
+TRAINED: dict[str, Any] = {
+    "stage": "sft",
+    "exit_code": 0,
+    "before": {"eval_loss": 2.0},
+    "after": {"eval_loss": 1.5, "eval_exact_match": math.nan},
+    "tasks": {"before": {"blimp": task(0.5)}, "after": {"blimp": task(0.45)}},
+    "tokens_per_second": 812.5,
+}
+MEASURED: dict[str, Any] = {"stage": "eval", "exit_code": 0, "tasks": {"blimp": task(0.45), "none": task(None)}}
+
+
+@pytest.mark.parametrize(
+    ("line", "passed", "reason"),
+    [
+        ("eval_loss < 1.9", True, "1.5 is < 1.9"),
+        ("eval_loss < 1.5", False, "1.5 is not < 1.5"),
+        ("eval_loss <= 1.5", True, "1.5 is <= 1.5"),
+        ("eval_loss == 1.5", True, "1.5 is == 1.5"),
+        ("eval_loss < before * 0.7", False, "is not < 1.4 (before 2)"),
+        ("eval_loss < before - 0.4", True, "is < 1.6 (before 2)"),
+        ("tokens_per_second > 1e3", False, "812.5 is not > 1000"),
+        ("blimp.accuracy >= 0.4", True, "0.45 [0.3, 0.6] is >= 0.4; passed, but the bound is within the interval"),
+        ("blimp.accuracy >= 0.2", True, "0.45 [0.3, 0.6] is >= 0.2"),
+        ("blimp.accuracy >= before - 0.01", False, "is not >= 0.49 (before 0.5)"),
+        (
+            "blimp.accuracy >= before - 0.06",
+            True,
+            "is >= 0.44 (before 0.5); passed, but the bound is within the interval",
+        ),
+        ("blimp.accuracy.island effects > 0.2", True, "0.25 [0.3, 0.6] is > 0.2"),
+        ("blimp.acuracy >= 0.4", False, "no such figure; did you mean blimp.accuracy"),
+        ("eval_exact_match > 0.1", False, "nan, which is no number"),
+        ("blimp.accuracy >= baseline", False, "there is no baseline (--baseline OTHER/result.json)"),
+    ],
+)
+def test_a_training_run(line: str, passed: bool, reason: str) -> None:
+    name = re.split(r" (?=[<>=])", line)[0]
+    (verdict,) = check([parse(name, line.removeprefix(name))], TRAINED)
+    assert verdict.passed is passed and reason in verdict.reason
+    assert ("within the interval" in verdict.reason) == ("within the interval" in reason)
+
+
+@pytest.mark.parametrize(
+    ("line", "passed", "reason"),
+    [
+        ("blimp.accuracy >= baseline - 0.06", True, "is >= 0.44 (baseline 0.5)"),
+        ("blimp.accuracy >= baseline", False, "is not >= 0.5 (baseline 0.5)"),
+        ("blimp.accuracy >= before", False, "before has no such figure"),
+        ("none.accuracy >= 0", False, "its value is None, which is no number"),
+    ],
+)
+def test_a_measured_model_and_a_baseline(line: str, passed: bool, reason: str) -> None:
+    (verdict,) = check([parse_line(line)], MEASURED, {"exit_code": 0, "tasks": {"blimp": task(0.5)}})
+    assert verdict.passed is passed and reason in verdict.reason
+
+
+def test_a_baseline_without_the_figure_fails() -> None:
+    (verdict,) = check([parse_line("blimp.accuracy >= baseline")], MEASURED, {"tasks": {}})
+    assert not verdict.passed and "baseline has no such figure" in verdict.reason
+
+
+@pytest.mark.parametrize("code", [1, 3, 10, 75])
+def test_nothing_passes_of_a_run_that_failed(code: int) -> None:
+    (verdict,) = check([parse_line("eval_loss < 9")], TRAINED | {"exit_code": code})
+    assert not verdict.passed and f"exit code {code}" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "text", ["eval_loss", "eval_loss <", "eval_loss < x", "< 1", "eval_loss ~ 1", "a < 1.2.3", "a < after"]
+)
+def test_what_is_no_gate_is_an_error_with_examples(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"eval_loss < 1\.9"):
+        parse_line(text)
+
+
+def test_the_error_names_each_gate_that_failed_with_its_figure() -> None:
+    gates = [parse_line(line) for line in ("eval_loss < 1.9", "eval_loss < 1", "blimp.accuracy > 0.9")]
+    error = failure(check(gates, TRAINED))
+    assert error.exit_code == 8 and "2 of 3 gates failed" in str(error)
+    assert "eval_loss < 1: 1.5 is not < 1" in str(error) and "blimp.accuracy > 0.9: 0.45 [0.3, 0.6]" in str(error)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(json.dumps(TRAINED))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--gate", "eval_loss < 1.9"], 0, "pass  eval_loss < 1.9: 1.5 is < 1.9"),
+        (["--gate", "eval_loss < 1.9", "--gate", "eval_loss < 1"], 8, "FAIL  eval_loss < 1: 1.5 is not < 1"),
+        (["--gate", "eval_loss < baseline", "--baseline", "gone"], 8, "there is no baseline"),
+        (["--gate", "eval_loss"], 2, "is no gate"),
+        ([], 2, "no gate to check"),
+    ],
+)
+def test_the_command_ends_with_the_code_that_a_pipeline_reads(
+    result: Path, words: list[str], code: int, said: str
+) -> None:
+    done = CliRunner().invoke(app, ["gate", str(result), *words])
+    assert done.exit_code == code and said in done.output
+
+
+def test_gates_of_the_run_itself_are_checked_again(result: Path) -> None:
+    content = TRAINED | {"gates": [{"name": "eval_loss", "condition": "< 1"}]}
+    (result / "result.json").write_text(json.dumps(content))
+    assert CliRunner().invoke(app, ["gate", str(result)]).exit_code == 8
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"'])
+def test_a_damaged_result_is_a_storage_error(result: Path, content: str) -> None:
+    (result / "result.json").write_text(content)
+    with pytest.raises(StorageError):
+        gate.read_result(str(result))
+
+
+def test_a_missing_result_is_a_storage_error(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["gate", str(tmp_path), "--gate", "a < 1"]).exit_code == 4
+
+
+def test_junit_has_a_case_for_each_gate_and_its_figure(result: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gates.xml"
+    words = [
+        "gate",
+        str(result),
+        "--gate",
+        "eval_loss < 1.9",
+        "--gate",
+        "blimp.accuracy >= before",
+        "--junit",
+        str(file),
+    ]
+    assert CliRunner().invoke(app, words).exit_code == 8
+    (suite,) = ElementTree.parse(file).getroot()
+    assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("run", "2", "1")
+    first, second = suite
+    assert first.get("name") == "eval_loss < 1.9" and first.find("failure") is None
+    problem = second.find("failure")
+    assert problem is not None and "0.45 [0.3, 0.6] is not >= 0.5" in str(problem.get("message"))

@@ -1,0 +1,165 @@
+"""Gates: figures that a result must reach, so that a bad model turns a pipeline red.
+
+A gate is the name of a figure and a condition: `gsm8k.accuracy`, `>= before - 0.01`. A figure that is missing, is no
+number, or has nothing to be compared with never passes.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeGuard
+
+from tunekit.errors import GateFailed, RecipeError
+
+_CONDITION = re.compile(
+    r"\s*(?P<operator><=|>=|==|<|>)\s*"
+    r"(?:(?P<number>-?[\d.]+(?:[eE][-+]?\d+)?)|(?P<reference>before|baseline)(?:\s*(?P<sign>[-+*])\s*(?P<by>[\d.]+))?)\s*"
+)
+_GATE = re.compile(r"\s*(?P<name>[^<>=\s]+)\s*(?P<condition>[<>=].*)")
+_COMPARE = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "==": lambda a, b: a == b,
+}
+ACCEPTED = (
+    "A gate is a figure and a condition: eval_loss < 1.9, gsm8k.accuracy >= 0.05, blimp.accuracy >= before - 0.01."
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`name` must compare by `operator` with a number, or with that figure `before` or of a `baseline`, changed."""
+
+    name: str
+    condition: str
+    operator: str
+    reference: str | None
+    sign: str
+    by: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a gate: `value` against `bound` (None: there is none), its interval, and the reason in words."""
+
+    name: str
+    condition: str
+    passed: bool
+    reason: str
+    value: float | None = None
+    bound: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse(name: str, condition: str) -> Gate:
+    """Raises `RecipeError` for what is no condition."""
+    found = _CONDITION.fullmatch(condition)
+    try:
+        number = float((found["number"] or found["by"] or 0) if found else "")
+    except ValueError:
+        raise RecipeError(f"gate: {name}: {condition!r} is no condition", ACCEPTED) from None
+    assert found is not None
+    return Gate(name, condition.strip(), found["operator"], found["reference"], found["sign"] or "+", number)
+
+
+def parse_line(text: str) -> Gate:
+    """A gate in one line: "gsm8k.accuracy >= 0.05"."""
+    found = _GATE.fullmatch(text)
+    if found is None:
+        raise RecipeError(f"gate: {text!r} is no gate", ACCEPTED)
+    return parse(found["name"], found["condition"])
+
+
+def check(gates: Sequence[Gate], result: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> list[Verdict]:
+    """What becomes of each gate with the figures of a `result.json`, and those of another run."""
+    figures = {"after": _figures(result, "after"), "before": _figures(result, "before")}
+    figures["baseline"] = {} if baseline is None else _figures(baseline, "after")
+    return [_verdict(gate, figures, result, baseline) for gate in gates]
+
+
+def failure(verdicts: Sequence[Verdict]) -> GateFailed:
+    """The error that names each gate that failed."""
+    failed = [each for each in verdicts if not each.passed]
+    lines = "\n".join(f"  {each.name} {each.condition}: {each.reason}" for each in failed)
+    return GateFailed(f"{len(failed)} of {len(verdicts)} gates failed:\n{lines}")
+
+
+def _figures(result: Mapping[str, Any], when: str) -> dict[str, Mapping[str, Any]]:
+    """Each figure by its name, as a score; of a figure that has no interval, the value alone."""
+    figures: dict[str, Mapping[str, Any]] = {}
+    for name, value in (result.get(when) or {}).items():
+        figures[name] = {"value": value}
+    if when == "after":
+        figures |= {name: {"value": value} for name, value in result.items() if _is_number(value)}
+    tasks = result.get("tasks") or {}
+    if "after" in tasks or "before" in tasks:  # of a training run
+        tasks = tasks.get(when) or {}
+    elif when == "before":
+        tasks = {}
+    for task, measured in tasks.items():
+        figures |= dict(_scores(task, measured))
+    return figures
+
+
+def _scores(task: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for metric, score in measured["scores"].items():
+        yield f"{task}.{metric}", score
+    for metric, groups in measured.get("groups", {}).items():
+        for group, score in groups.items():
+            yield f"{task}.{metric}.{group}", score
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _verdict(
+    gate: Gate,
+    figures: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    result: Mapping[str, Any],
+    baseline: Mapping[str, Any] | None,
+) -> Verdict:
+    if "exit_code" in result and result["exit_code"] not in (0, GateFailed.exit_code):
+        return Verdict(gate.name, gate.condition, False, f"the run did not end well: exit code {result['exit_code']}")
+    score = figures["after"].get(gate.name)
+    if score is None:
+        return Verdict(
+            gate.name, gate.condition, False, "the result has no such figure" + _near(gate.name, figures["after"])
+        )
+    value, low, high = score.get("value"), score.get("low"), score.get("high")
+    if not _is_number(value) or not math.isfinite(value):
+        return Verdict(gate.name, gate.condition, False, f"its value is {value}, which is no number")
+    bound, said = gate.by, ""
+    if gate.reference is not None:
+        if gate.reference == "baseline" and baseline is None:
+            return Verdict(
+                gate.name, gate.condition, False, "there is no baseline (--baseline OTHER/result.json)", value
+            )
+        other = figures[gate.reference].get(gate.name, {}).get("value")
+        if not _is_number(other) or not math.isfinite(other):
+            reason = f"{gate.reference} has no such figure" + _near(gate.name, figures[gate.reference])
+            return Verdict(gate.name, gate.condition, False, reason, value)
+        bound = {"+": other + gate.by, "-": other - gate.by, "*": other * gate.by}[gate.sign]
+        said = f" ({gate.reference} {other:.4g})"
+    passed = _COMPARE[gate.operator](value, bound)
+    reason = f"{value:.4g}{_interval(low, high)} is {'' if passed else 'not '}{gate.operator} {bound:.4g}{said}"
+    if passed and low is not None and high is not None and low < bound < high:
+        reason += "; passed, but the bound is within the interval"
+    return Verdict(gate.name, gate.condition, passed, reason, value, bound, low, high)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+
+
+def _near(name: str, figures: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, figures, n=3)
+    return f"; did you mean {', '.join(near)}?" if near else ""

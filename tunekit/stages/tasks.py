@@ -1,0 +1,128 @@
+"""Tasks and gates of a training run: measured before and after, compared item by item, checked at the end."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunekit.data.tokenise import Reading
+from tunekit.errors import RecipeError
+from tunekit.evals.gates import Gate, check, failure, parse
+from tunekit.evals.score import Subject, run_task
+from tunekit.evals.statistics import paired, said
+from tunekit.evals.task import LIKELIHOOD_METRICS, FoundTask, find_task
+from tunekit.models.policy import Policy
+from tunekit.recipe.schema import Recipe
+from tunekit.stages.base import Base
+from tunekit.stages.evaluate import kept, leaked
+from tunekit.train.loop import Evaluate
+
+log = logging.getLogger("tunekit")
+
+LOSSES = ("eval_loss", "eval_perplexity")
+
+
+def find(recipe: Recipe) -> list[FoundTask]:
+    """The tasks of a recipe. Raises `RecipeError` for one that is not there, and for a gate that could never pass."""
+    found = [find_task(name) for name in recipe.eval.tasks]
+    for each in found:
+        if each.task.prepare is not None:
+            raise RecipeError(
+                f"eval.tasks: {each.file} names code (prepare), which a recipe does not run", "See tunekit eval."
+            )
+    gates_of(recipe, found)
+    return found
+
+
+def gates_of(recipe: Recipe, tasks: Sequence[FoundTask]) -> list[Gate]:
+    """The gates of a recipe. Raises `RecipeError` where one is about a figure that the run will not have."""
+    figures = [*LOSSES, *(f"eval_{name}" for name in recipe.eval.metrics), "seconds", "tokens_per_second"]
+    figures += [f"{each.task.task}.{metric}" for each in tasks for metric in each.task.metrics]
+    gates = recipe.gate or {}
+    for name in gates:
+        if not any(name == figure or (name.startswith(figure + ".") and "." in figure) for figure in figures):
+            raise RecipeError(
+                f"gate: {name}: the run will have no such figure; it will have {', '.join(figures)}",
+                "Add the task to eval.tasks, or correct the name.",
+            )
+    return [parse(name, condition) for name, condition in gates.items()]
+
+
+def measure(
+    tasks: Sequence[FoundTask],
+    recipe: Recipe,
+    policy: Policy,
+    base: Base,
+    folder: Path,
+    when: str,
+    training: Sequence[Reading] = (),
+    poll: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """The result of each task; answers go to `items/TASK.WHEN.jsonl`."""
+    subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll)
+    results = {}
+    for each in tasks:
+        name = each.task.task
+        log.info("task %s, %s training", name, when)
+        measured = run_task(each, subject, recipe.eval.task_limit)
+        results[name] = kept(measured, folder, f".{when}") | leaked(measured, training)
+        for metric, score in results[name]["scores"].items():
+            log.info("  %s %.4g [%.4g, %.4g]", metric, score["value"], score["low"], score["high"])
+    return results
+
+
+def beside(evaluate: Evaluate, tasks: Sequence[FoundTask], recipe: Recipe, policy: Policy, base: Base) -> Evaluate:
+    """An evaluation that also measures the tasks: their scores stand in `metrics.jsonl` as `TASK.METRIC`."""
+
+    def both(poll: Callable[[], None]) -> dict[str, float]:
+        values = evaluate(poll)
+        subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll)
+        for each in tasks:
+            scores = run_task(each, subject, recipe.eval.task_limit).scores
+            values |= {f"{each.task.task}.{metric}": score.value for metric, score in scores.items()}
+        return values
+
+    return both
+
+
+def change(before: dict[str, Any], after: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """For each task and metric of items, what training changed, with its interval; said aloud."""
+    found: dict[str, Any] = {}
+    for name, task in after.items():
+        first, second = (_values(folder / when[name]["items"]) for when in (before, after))
+        for metric, score in task["scores"].items():
+            shared = [key for key in second.get(metric, {}) if key in first.get(metric, {})]
+            if not shared or metric in LIKELIHOOD_METRICS:
+                continue
+            difference = paired(*([values[metric][key] for key in shared] for values in (first, second)), seed=0)
+            found.setdefault(name, {})[metric] = difference.as_dict()
+            log.info("%s.%s: %s", name, metric, said(difference, score["better"]))
+    return found
+
+
+def _values(file: Path) -> dict[str, dict[tuple[str, int], float]]:
+    """The value of each item by metric, under its id and how often that came before."""
+    values: dict[str, dict[tuple[str, int], float]] = {}
+    seen: dict[str, int] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        item = json.loads(line)
+        number = seen[item["id"]] = seen.get(item["id"], -1) + 1
+        for metric, value in item.get("scores", {}).items():
+            values.setdefault(metric, {})[item["id"], number] = value
+    return values
+
+
+def check_gates(recipe: Recipe, tasks: Sequence[FoundTask], result: dict[str, Any]) -> None:
+    """Writes the verdicts into `result`. Raises `GateFailed` where one is not passed."""
+    gates = gates_of(recipe, tasks)
+    if not gates:
+        return
+    verdicts = check(gates, {key: value for key, value in result.items() if key != "exit_code"})
+    result["gates"] = [each.as_dict() for each in verdicts]
+    for each in verdicts:
+        log.log(
+            logging.INFO if each.passed else logging.ERROR, "gate %s %s: %s", each.name, each.condition, each.reason
+        )
+    if not all(each.passed for each in verdicts):
+        raise failure(verdicts)
