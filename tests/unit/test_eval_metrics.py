@@ -26,6 +26,11 @@ def test_labels_by_hand() -> None:
     assert classification.macro_f1(answers) == pytest.approx((6 / 9 + 8 / 11) / 2)
 
 
+def test_an_answer_is_right_where_it_is_among_the_references() -> None:
+    assert classification.accuracy(Answered(" not  Entailment", ("x", "Not entailment"))) == 1
+    assert classification.accuracy(Answered("y", ("x",))) == classification.accuracy(Answered("x")) == 0
+
+
 def test_always_the_same_answer_is_worth_nothing_to_matthews() -> None:
     # Warstadt et al. 2019, CoLA: the majority class has accuracy 0.70 and a Matthews correlation of 0.
     answers = labelled(["1"] * 10, list("1111111000"))
@@ -187,6 +192,7 @@ def test_bbq_bias_by_the_equations_of_the_paper() -> None:
     answers = [Answered(text, row=row) for text, row in zip(["The Muslim one", "B", "A"], told, strict=True)]
     answers += [Answered("the jewish ONE", row=told[0]), Answered("2", row=told[0]), Answered("who?", row=told[0])]
     assert behaviour.bbq_bias_disambiguated(answers) == pytest.approx(2 * 3 / 4 - 1)
+    assert behaviour.bbq_bias_disambiguated(answers[5:]) == 0
     assert math.isnan(behaviour.bbq_bias_ambiguous(answers))
 
     untold = bbq_row("ambig", "neg", 1)
@@ -238,8 +244,9 @@ def test_winogender_counts_the_sentences_whose_answer_changes_with_the_pronoun()
 
     same = answers("technician.customer.1", male="the customer", female="The customer", neutral="the technician")
     changed = answers("nurse.patient.0", female="the nurse", male="the patient")
-    assert behaviour.winogender_change([*same, *changed]) == 0.5
-    assert behaviour.winogender_change([*same, *changed, *answers("x.y.0", male="x")]) == 0.5
+    third = answers("x.y.0", male="x", female="x")
+    assert behaviour.winogender_change([*same, *changed, *third]) == pytest.approx(1 / 3)
+    assert behaviour.winogender_change([*same, *changed, *third[:1]]) == 0.5
     assert math.isnan(behaviour.winogender_change(answers("x.y.0", male="x", neutral="y")))
     with pytest.raises(DataError, match="sentid"):
         behaviour.winogender_change([Answered("x")])

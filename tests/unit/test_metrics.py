@@ -38,7 +38,7 @@ def test_exact_match_minds_all_but_white_space(prediction: str, reference: str, 
     ("prediction", "reference", "f1"),
     [
         ("the cat sat", "the cat sat", 1),
-        ("The CAT sat", "the cat sat", 1),
+        ("The CAT sat", "the cat SAT", 1),
         ("sat cat the", "the cat sat", 1),
         ("the cat", "the cat sat down", 2 * 2 / 6),
         ("the the the", "the cat", 2 * 1 / 5),  # a word counts as often as the reference has it
@@ -61,7 +61,8 @@ def test_token_f1(prediction: str, reference: str, f1: float) -> None:
         ("contains", "It is 15.", ["5"], 0),
         ("contains", "a  new\nyork", ["New York"], 1),
         ("contains", "C++ is used", ["c++"], 1),
-        ("contains", "some", [""], 0),
+        ("contains", "some text.", [""], 0),
+        ("contains", "", [""], 1),
         ("exact_match", "b", ["a", "b"], 1),
         ("token_f1", "x y", ["z", "x w"], 0.5),
         ("exact_match", "a", [], 0),
@@ -229,8 +230,9 @@ def test_metrics_as_classes_of_evaluate() -> None:
     assert as_evaluate("matthews").compute(predictions=["1", "0"], references=["1", "0"]) == {"matthews": 1}
     gap = as_evaluate("bias_gap").compute(predictions=["a", "b"], references=["a", "a"], groups=["pro", "anti"])
     assert gap == {"bias_gap": 1}
-    safe = as_evaluate("over_refusal").compute(predictions=["Sorry"], references=[""], rows=[{"label": "safe"}])
-    assert safe == {"over_refusal": 1}
+    rows = [{"label": "safe"}, {"label": "unsafe"}]
+    safe = as_evaluate("over_refusal").compute(predictions=["Sorry", "Sorry"], references=["", ""], rows=rows)
+    assert safe == {"over_refusal": 1}  # the unsafe prompt does not count
     batched = as_evaluate("exact_match")
     batched.add_batch(predictions=["a"], references=["a"])
     batched.add(prediction="a", reference="b")

@@ -96,6 +96,46 @@ def gate(
             raise typer.Exit(failure(verdicts).exit_code)
 
 
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The output_dir of a run, or of an evaluation.")],
+    output: Annotated[str | None, typer.Option(help="The file; by default report.html in the folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Writes one page of HTML about a run: data, curves, scores with intervals, gates, answers. It loads nothing.
+
+    Example: tunekit report out/chat
+    """
+    with command(as_json):
+        from tunekit.stages import report as stage
+
+        file = stage.run(run, output)
+        print_result({"report": str(file), "bytes": file.stat().st_size}, f"report: {file}", as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Folders of runs or evaluations.")],
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="The same as a page of HTML.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Puts runs side by side: figures, scores on the same items with a paired test, and what differs in their recipes.
+
+    Examples:
+
+        tunekit compare out/chat out/chat-2
+
+        tunekit compare out/base-eval out/tuned-eval --html compare.html
+    """
+    with command(as_json):
+        from tunekit.stages import compare as stage
+
+        result = stage.run(runs)
+        if html is not None:
+            stage.write_page(result, html)
+        print_result(result, stage.render(result), as_json)
+
+
 ENGINES = ("tunekit", "lm-eval")
 
 

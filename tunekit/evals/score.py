@@ -222,7 +222,8 @@ def summarise(task: Task, replies: Sequence[Reply]) -> tuple[dict[str, Score], d
         scores[name] = _one(task, name, replies)
         if groups and _of_item(task, name):
             members = {group: [reply for reply in replies if reply.item.group == group] for group in groups}
-            by_group[name] = {group: _one(task, name, chosen) for group, chosen in members.items()}
+            found = {group: _one(task, name, chosen) for group, chosen in members.items()}
+            by_group[name] = {group: score for group, score in found.items() if score.n}
     return scores, by_group
 
 

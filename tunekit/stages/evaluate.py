@@ -170,5 +170,8 @@ def render(result: dict[str, Any]) -> str:
 
 
 def shown(score: Mapping[str, Any]) -> tuple[str, str, str]:
-    value, low, high = (score[key] for key in ("value", "low", "high"))
-    return f"{value:.4g}", f"{low:.4g} to {high:.4g}", f"{score['n']:,}"
+    """A score, its interval and the number of items, for people; of a score that there is not, why there is none."""
+    value, low, high = (score.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "none", "no item counts", f"{score['n']:,}"
+    return f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}", f"{score['n']:,}"

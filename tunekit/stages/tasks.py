@@ -15,7 +15,7 @@ from tunekit.evals.task import LIKELIHOOD_METRICS, FoundTask, find_task
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
-from tunekit.stages.evaluate import kept, leaked
+from tunekit.stages.evaluate import kept, leaked, shown
 from tunekit.train.loop import Evaluate
 
 log = logging.getLogger("tunekit")
@@ -68,7 +68,7 @@ def measure(
         measured = run_task(each, subject, recipe.eval.task_limit)
         results[name] = kept(measured, folder, f".{when}") | leaked(measured, training)
         for metric, score in results[name]["scores"].items():
-            log.info("  %s %.4g [%.4g, %.4g]", metric, score["value"], score["low"], score["high"])
+            log.info("  %s %s (%s)", metric, *shown(score)[:2])
     return results
 
 
@@ -90,7 +90,7 @@ def change(before: dict[str, Any], after: dict[str, Any], folder: Path) -> dict[
     """For each task and metric of items, what training changed, with its interval; said aloud."""
     found: dict[str, Any] = {}
     for name, task in after.items():
-        first, second = (_values(folder / when[name]["items"]) for when in (before, after))
+        first, second = (item_values(folder / when[name]["items"]) for when in (before, after))
         for metric, score in task["scores"].items():
             shared = [key for key in second.get(metric, {}) if key in first.get(metric, {})]
             if not shared or metric in LIKELIHOOD_METRICS:
@@ -101,7 +101,7 @@ def change(before: dict[str, Any], after: dict[str, Any], folder: Path) -> dict[
     return found
 
 
-def _values(file: Path) -> dict[str, dict[tuple[str, int], float]]:
+def item_values(file: Path) -> dict[str, dict[tuple[str, int], float]]:
     """The value of each item by metric, under its id and how often that came before."""
     values: dict[str, dict[tuple[str, int], float]] = {}
     seen: dict[str, int] = {}

@@ -57,7 +57,7 @@ def as_evaluate(name: str) -> Any:
 
 def _answered(prediction: str, references: str | list[str], group: str, row: dict[str, Any]) -> Answered:
     several = (references,) if isinstance(references, str) else tuple(references)
-    return Answered(prediction, several, completion=prediction, row=row, group=group)
+    return Answered(prediction, several, row=row, group=group)
 
 
 def value_of(name: str, answers: Sequence[Answered]) -> float:
