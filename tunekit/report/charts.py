@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 28
+LEFT, RIGHT, TOP, BOTTOM = 84, 12, 14, 30
 COLUMNS = 300  # of a long curve: in each the least and the greatest value stay, so that no spike is lost
 Point = tuple[float, float]
 
@@ -78,7 +78,7 @@ def whiskers(title: str, rows: Sequence[tuple[str, str, float, float, float]]) -
     names = list(dict.fromkeys(row[1] for row in rows))
     height = TOP + 22 * len(rows) + BOTTOM
     low, high = min(row[3] for row in rows), max(row[4] for row in rows)
-    across = _Scale(low, high, 220, WIDTH - RIGHT)
+    across = _Scale(low, high, 260, WIDTH - RIGHT)
     parts = [
         f'<line class="grid" x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
         f'<text x="{across(x):.1f}" y="{height - 8}" text-anchor="middle">{shown(x)}</text>'
@@ -89,7 +89,7 @@ def whiskers(title: str, rows: Sequence[tuple[str, str, float, float, float]]) -
         said = f"{label} {name}: {shown(value)} [{shown(least)}, {shown(most)}]"
         style = f"s{names.index(name)}"
         parts += [
-            f'<text x="212" y="{y + 4}" text-anchor="end">{escape(f"{label} {name}".strip())}</text>',
+            f'<text x="252" y="{y + 4}" text-anchor="end">{escape(f"{label} {name}".strip())}</text>',
             f'<line class="line {style}" x1="{across(least):.1f}" x2="{across(most):.1f}" y1="{y}" y2="{y}"/>',
             _dot(across(value), y, names.index(name), said),
         ]

@@ -210,7 +210,7 @@ def _answers(facts: Facts) -> Part:
     part = Part("Answers")
     if sample := facts.result.get("sample"):
         texts = [(name, str(sample.get(name) or "")) for name in ("before", "after", "reference")]
-        part.answers.append(Answers(str(sample["prompt"]), [each for each in texts if each[1]]))
+        part.answers.append(Answers(_asked(sample), [each for each in texts if each[1]]))
     times = facts.tasks
     for task in list(next(iter(times.values()), {})):
         lines_of = {when: facts.items(results[task]) for when, results in times.items() if task in results}

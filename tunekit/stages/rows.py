@@ -81,8 +81,8 @@ def question(
     return Question(
         recipe,
         base,
-        train=[reading(source, part, datasets) for part, source in enumerate(data.train)],
-        held_out=[reading(source, part, datasets) for part, source in enumerate(data.eval or ())],
+        train=readings(data.train, datasets),
+        held_out=readings(data.eval or (), datasets),
         rendering=Rendering(**data.model_dump(include={"loss_on", "system", "system_mode", "reasoning"}), date=day),
         context=context,
         max_length=data.max_length or context or sys.maxsize,
@@ -92,9 +92,9 @@ def question(
     )
 
 
-def reading(source: Source, part: int, datasets: Datasets | None) -> Reading:
-    """What is read of a source, and as what."""
-    return Reading(find_source(source, datasets), source.format, source.columns, part)
+def readings(given: Sequence[Source], datasets: Datasets | None) -> list[Reading]:
+    """What is read of sources, and as what."""
+    return [Reading(find_source(each, datasets), each.format, each.columns, part) for part, each in enumerate(given)]
 
 
 def find_source(source: Source, datasets: Datasets | None = None) -> sources.RowSource:

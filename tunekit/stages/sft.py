@@ -30,7 +30,8 @@ from tunekit.stages.base import Base, find_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.preflight import check_offline
 from tunekit.stages.read import read_rows
-from tunekit.stages.rows import Datasets, Rows, reading, reusable
+from tunekit.stages.report import write_card
+from tunekit.stages.rows import Datasets, Rows, readings, reusable
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
@@ -83,11 +84,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
         try:
             if not training.state.before:
                 _measure_before(training, base, rows)
-                read = (
-                    []
-                    if recipe.data.streaming
-                    else [reading(source, part, datasets) for part, source in enumerate(recipe.data.train)]
-                )
+                read = [] if recipe.data.streaming else readings(recipe.data.train, datasets)
                 training.state.before["tasks"] = tasks.measure(measured, recipe, policy, base, folder, "before", read)
             train(training, stop)
             stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
@@ -100,6 +97,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
             result |= _progress(training, folder, [source.path for source in recipe.data.train])
             result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
             engine.close()
+        write_card(folder, recipe, result, chat=base.tokenizer.chat_template is not None)
         tasks.check_gates(recipe, measured, result)
     return result
 
