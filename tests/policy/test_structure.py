@@ -180,6 +180,8 @@ def test_files_and_functions_stay_small() -> None:
 )
 def test_nothing_runs_code_from_data(pattern: str) -> None:
     for file in FILES:
+        if file == PACKAGE / "evals" / "sandbox.py":  # that is what it is for, in a process with limits
+            continue
         code = "\n".join(line for line in file.read_text().splitlines() if "No pickle" not in line)
         assert not re.search(rf"(?<![.\w]){pattern}", code), file
     for file in FILES:
