@@ -104,6 +104,7 @@ def test_models_on_other_items_are_not_compared() -> None:
         ([-1] * 50 + [0] * 50, "lower", True, "better by 50.0 points"),
         ([2.5] * 50 + [1.5] * 50, "lower", False, "worse by 2.0 ["),
         ([1, -1] * 50, "higher", True, "no difference seen: +0.0 points [-"),
+        ([1] * 4 + [0] * 96, "higher", True, "no difference seen: +4.0 points [1.0, "),
     ],
 )
 def test_a_difference_is_said_in_words(change: list[float], better: str, points: bool, sentence: str) -> None:

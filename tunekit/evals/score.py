@@ -22,18 +22,21 @@ from tunekit.evals.statistics import Score, interval, interval_of_set
 from tunekit.evals.task import FoundTask, Task
 from tunekit.models.generate import complete, seed_sampling
 from tunekit.models.policy import Policy
+from tunekit.models.reward import RewardModel
 
 log = logging.getLogger("tunekit")
+REWARD = "Tasks of kind preference need a reward model, the others one that writes: measure them apart."
 Poll = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is measured, and how much of it at a time."""
+    """The model that is measured: its policy, or where preferences are asked for its rewards."""
 
-    policy: Policy
+    policy: Policy | None
     tokenizer: PreTrainedTokenizerBase
     batch_size: int = 16
+    reward: RewardModel | None = None
     poll: Poll = lambda: None
 
 
@@ -103,6 +106,8 @@ def run_task(found: FoundTask, subject: Subject, limit: int | None = None, prepa
             f"task {task.task}: chat: true, and the model has no chat template",
             "Set chat: false, or take a chat model.",
         )
+    if (task.kind == "preference") != (subject.reward is not None):
+        raise RecipeError(f"task {task.task}: kind: {task.kind} does not go with the other tasks", REWARD)
     replies = KINDS[task.kind](task, asked.items, subject)
     if cut := sum(bool(reply.cut) for reply in replies):
         log.warning("%s: %d of %d items are longer than the model's context: their beginning was cut", task.task, cut,
@@ -154,6 +159,7 @@ def _context(item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _scored(subject: Subject, rows: Sequence[tuple[list[int], int]]) -> list[Any]:
+    assert subject.policy is not None
     return score(subject.policy, rows, room=room_of(subject.policy.causal.config), poll=subject.poll)
 
 
@@ -161,6 +167,7 @@ def _perplexity(task: Task, items: Sequence[Item], subject: Subject) -> list[Rep
     """The likelihood of each text after the token that begins one, in windows where it is longer than the context."""
     tokenizer = subject.tokenizer
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    assert subject.policy is not None
     length = (room_of(subject.policy.causal.config) or 2**31) - 1
     rows, counts = [], []
     for item in items:
@@ -178,6 +185,7 @@ def _perplexity(task: Task, items: Sequence[Item], subject: Subject) -> list[Rep
 
 def _generate(task: Task, items: Sequence[Item], subject: Subject) -> list[Reply]:
     options = task.generation
+    assert subject.policy is not None
     seed_sampling(task.seed)
     prompts = [Prompt(item.prompt, item.place) for item in items for _ in range(options.samples)]
     written = complete(
@@ -207,7 +215,28 @@ def _generate(task: Task, items: Sequence[Item], subject: Subject) -> list[Reply
     return replies
 
 
+def _preference(task: Task, items: Sequence[Item], subject: Subject) -> list[Reply]:
+    """The answer of the higher reward; two equal rewards prefer neither."""
+    assert subject.reward is not None
+    texts = [_with_answer(item, answer, task, subject.tokenizer) for item in items for answer in item.choices]
+    rewards = subject.reward.rewards(texts, subject.poll)
+    replies = []
+    for item, better, worse in zip(items, rewards[::2], rewards[1::2], strict=True):
+        answered = Answered(item.choices[better <= worse], item.choices[:1], row=item.row, group=item.group)
+        value = 0.5 if better == worse else float(better > worse)
+        replies.append(Reply(item, answered, {"accuracy": value}, (better, worse)))
+    return replies
+
+
+def _with_answer(item: Item, answer: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> str:
+    if isinstance(item.prompt, str):
+        return item.prompt + task.delimiter + answer
+    messages = [*item.prompt, {"role": "assistant", "content": answer}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
 KINDS: dict[str, Callable[[Task, Sequence[Item], Subject], list[Reply]]] = {
+    "preference": _preference,
     "multiple_choice": _multiple_choice,
     "perplexity": _perplexity,
     "generate": _generate,

@@ -97,11 +97,14 @@ def _p_value(change: NDArray[np.float64], seed: int) -> float:
 
 
 def said(difference: Difference, better: str = "higher", *, points: bool = True) -> str:
-    """A sentence: "better by 3.1 points [0.4, 5.9] (n = 500, p = 0.02)". `points`: the score is a share."""
+    """A sentence: "better by 3.1 points [0.4, 5.9] (n = 500, p = 0.02)". `points`: the score is a share.
+
+    A difference is said to be one where interval and test agree on it: of few changed items the interval is too narrow.
+    """
     scale, unit = (100, " points") if points else (1, "")
     value, low, high = (scale * each for each in (difference.value, difference.low, difference.high))
     facts = f"(n = {difference.n:,}, p = {difference.p_value:.2g})"
-    if low <= 0 <= high:
+    if low <= 0 <= high or difference.p_value >= 1 - LEVEL:
         return f"no difference seen: {value:+.1f}{unit} [{low:.1f}, {high:.1f}] {facts}"
     word = "better" if (value > 0) == (better == "higher") else "worse"
     if value < 0:

@@ -22,6 +22,7 @@ from tunekit.evals.score import Subject, TaskResult, run_task, summarise
 from tunekit.evals.task import FoundTask, find_task
 from tunekit.models.load import locate, weights_hash
 from tunekit.models.policy import Policy
+from tunekit.models.reward import load_reward_model
 from tunekit.models.serve import load_for_inference
 from tunekit.stages.present import rendered
 from tunekit.train.folder import open_folder, replace_text, result_file
@@ -64,7 +65,7 @@ def run(
             return result
         found = find_tasks(tasks, data, seed)
         prepare = {each.task.task: _function(each, allow_code) for each in found}
-        subject = _subject(name, dtype, batch_size)
+        subject = _subject(name, dtype, batch_size, rewards=any(each.task.kind == "preference" for each in found))
         result["tasks"] = {}
         for each in found:
             log.info("task %s", each.task.task)
@@ -133,7 +134,10 @@ def _function(found: FoundTask, allow_code: bool) -> Callable[[Any], Any] | None
     return made
 
 
-def _subject(name: str, dtype: str, batch_size: int) -> Subject:
+def _subject(name: str, dtype: str, batch_size: int, *, rewards: bool) -> Subject:
+    if rewards:
+        reward = load_reward_model(name, dtype, batch_size)
+        return Subject(None, reward.tokenizer, batch_size, reward)
     model, tokenizer = load_for_inference(name, dtype, attn_implementation="auto")
     policy = Policy(model, model.dtype, tokenizer.pad_token_id)
     policy.prove(probes(tokenizer))

@@ -27,6 +27,8 @@ def find(recipe: Recipe) -> list[FoundTask]:
     """The tasks of a recipe. Raises `RecipeError` for one that is not there, and for a gate that could never pass."""
     found = [find_task(name) for name in recipe.eval.tasks]
     for each in found:
+        if each.task.kind == "preference":
+            raise RecipeError(f"eval.tasks: {each.task.task} is for reward models", "Measure one with tunekit eval.")
         if each.task.prepare is not None:
             raise RecipeError(
                 f"eval.tasks: {each.file} names code (prepare), which a recipe does not run", "See tunekit eval."
@@ -60,7 +62,7 @@ def measure(
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The result of each task; answers go to `items/TASK.WHEN.jsonl`."""
-    subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll)
+    subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll=poll)
     results = {}
     for each in tasks:
         name = each.task.task
@@ -77,7 +79,7 @@ def beside(evaluate: Evaluate, tasks: Sequence[FoundTask], recipe: Recipe, polic
 
     def both(poll: Callable[[], None]) -> dict[str, float]:
         values = evaluate(poll)
-        subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll)
+        subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll=poll)
         for each in tasks:
             scores = run_task(each, subject, recipe.eval.task_limit).scores
             values |= {f"{each.task.task}.{metric}": score.value for metric, score in scores.items()}

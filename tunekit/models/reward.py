@@ -1,0 +1,65 @@
+"""Reward models: sequence-classification checkpoints with one output, the reward of a whole text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunekit.errors import RecipeError
+from tunekit.models.load import default_device, load_tokenizer, locate, resolve_dtype
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """`rewards` of texts, in their order; longer texts are cut at their beginning."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int = 16
+
+    @torch.no_grad()
+    def rewards(self, texts: Sequence[str], poll: Callable[[], None] = lambda: None) -> list[float]:
+        """Texts that a chat template rendered, or raw ones; special tokens are not added where they are written."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        bos = self.tokenizer.bos_token
+        ids = [
+            self.tokenizer(text, add_special_tokens=bos is None or not text.startswith(bos))["input_ids"][
+                -(limit or 0) :
+            ]
+            for text in texts
+        ]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        found = [0.0] * len(ids)
+        for start in range(0, len(order), self.batch_size):
+            poll()
+            chosen = order[start : start + self.batch_size]
+            batch = self.tokenizer.pad(
+                {"input_ids": [ids[i] for i in chosen]}, padding_side="right", return_tensors="pt"
+            )
+            logits = self.model(**batch.to(self.model.device)).logits.float()
+            for i, reward in zip(chosen, logits[:, 0].tolist(), strict=True):
+                found[i] = reward
+        return found
+
+
+def load_reward_model(name: str, dtype: str = "auto", batch_size: int = 16) -> RewardModel:
+    """Raises `RecipeError` where `name` is no sequence-classification model with one output."""
+    location, device = locate(name), default_device()
+    tokenizer = load_tokenizer(location)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            location.path,
+            revision=location.revision or "main",
+            dtype=resolve_dtype(dtype, device),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model: {name}: cannot be loaded as a reward model: {error}") from error
+    if info["missing_keys"] or model.config.num_labels != 1:
+        what = f"its head is missing ({', '.join(sorted(info['missing_keys']))})" if info["missing_keys"] else (
+            f"it has {model.config.num_labels} outputs"
+        )  # fmt: skip
+        raise RecipeError(f"model: {name} is no reward model: {what}", "A task of kind preference needs one.")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return RewardModel(model.to(device).eval(), tokenizer, batch_size)
