@@ -98,7 +98,23 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
         for _ in range(3)  # the best of them: the caches of a busy machine are cold
     ]
     assert "HEAVY []" in outputs[0]
-    for verb in ("sft", "preview", "check", "show", "init", "schema", "convert", "diff", "chat", "generate", "merge"):
+    for verb in (
+        "sft",
+        "preview",
+        "check",
+        "show",
+        "init",
+        "schema",
+        "convert",
+        "diff",
+        "chat",
+        "generate",
+        "merge",
+        "eval",
+        "gate",
+        "report",
+        "compare",
+    ):
         assert verb in outputs[0]
     assert min(float(output.rpartition("SECONDS")[2]) for output in outputs) < 0.3
 
