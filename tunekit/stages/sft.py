@@ -90,7 +90,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
             stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
             _finish(recipe, training, base, rows, folder, result)
             if measured:
-                before = training.state.before["tasks"]
+                before = training.state.before.get("tasks", {})
                 after = tasks.measure(measured, recipe, policy, base, folder, "after")
                 result["tasks"] = {"before": before, "after": after, "change": tasks.change(before, after, folder)}
         finally:

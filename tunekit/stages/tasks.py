@@ -89,9 +89,15 @@ def beside(evaluate: Evaluate, tasks: Sequence[FoundTask], recipe: Recipe, polic
 
 
 def change(before: dict[str, Any], after: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """For each task and metric of items, what training changed, with its interval; said aloud."""
+    """For each task and metric of items, what training changed, with its interval; said aloud.
+
+    Where the answers before training are not in `folder` (the run began in another), nothing can be compared.
+    """
     found: dict[str, Any] = {}
     for name, task in after.items():
+        if name not in before or not (folder / before[name]["items"]).is_file():
+            log.warning("%s: its answers before training are not here: no comparison by item", name)
+            continue
         first, second = (item_values(folder / when[name]["items"]) for when in (before, after))
         for metric, score in task["scores"].items():
             shared = [key for key in second.get(metric, {}) if key in first.get(metric, {})]
