@@ -10,8 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from tunekit.cli import app
+from tunekit.evals.answers import Subject
 from tunekit.evals.likelihood import score
-from tunekit.evals.score import Subject, run_task
+from tunekit.evals.score import run_task
 from tunekit.evals.task import find_task
 from tunekit.models.attention import SEGMENTS
 from tunekit.models.policy import Policy
@@ -103,6 +104,17 @@ def test_written_answers_do_not_depend_on_the_batch_size(subject: Subject, task:
     first, second = (run_task(found, Subject(subject.policy, subject.tokenizer, size)) for size in (1, 7))
     assert [each.answered for each in first.replies] == [each.answered for each in second.replies]
     assert first.scores == second.scores
+
+
+def test_an_item_that_leaves_no_room_for_an_answer_is_not_answered_and_said(
+    subject: Subject, task: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = {"q": "long " * 500, "options": ["x"]}
+    (task.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [ROWS[0], long, ROWS[1]]))
+    result = run_task(find_task(str(task)), subject)
+    first, second, third = result.replies
+    assert second.answered.completion == "" and second.cut and first.answered.completion and third.answered.completion
+    assert "1 of 3 items do not fit the model's context: not answered" in caplog.text
 
 
 def test_the_command_writes_scores_and_every_answer(task: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from tunekit.evals.score import Subject, TaskResult, run_task
+from tunekit.evals.answers import Subject
+from tunekit.evals.score import TaskResult, run_task
 from tunekit.evals.task import find_task
 from tunekit.models.policy import Policy
 from tunekit.models.serve import load_for_inference

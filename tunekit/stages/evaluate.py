@@ -16,9 +16,10 @@ from tunekit.data.formats import Found
 from tunekit.data.rows import Rejected, Tokens
 from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
+from tunekit.evals.answers import Subject
 from tunekit.evals.harness import run_harness
 from tunekit.evals.leakage import find_leakage
-from tunekit.evals.score import Subject, TaskResult, run_task, summarise
+from tunekit.evals.score import TaskResult, run_task, summarise
 from tunekit.evals.task import FoundTask, find_task
 from tunekit.models.load import locate, weights_hash
 from tunekit.models.policy import Policy

@@ -8,8 +8,9 @@ from typing import Any
 
 from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
+from tunekit.evals.answers import Subject
 from tunekit.evals.gates import Gate, check, failure, parse
-from tunekit.evals.score import Subject, run_task
+from tunekit.evals.score import run_task
 from tunekit.evals.statistics import paired, said
 from tunekit.evals.task import LIKELIHOOD_METRICS, FoundTask, find_task
 from tunekit.models.policy import Policy
