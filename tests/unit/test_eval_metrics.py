@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tunekit.errors import DataError
-from tunekit.evals.metrics import Answered, behaviour, classification
+from tunekit.evals.metrics import METRICS, Answered, behaviour, classification
 
 
 def labelled(predictions: Sequence[str], references: Sequence[str], **row: Any) -> list[Answered]:
@@ -250,3 +250,15 @@ def test_winogender_counts_the_sentences_whose_answer_changes_with_the_pronoun()
     assert math.isnan(behaviour.winogender_change(answers("x.y.0", male="x", neutral="y")))
     with pytest.raises(DataError, match="sentid"):
         behaviour.winogender_change([Answered("x")])
+
+
+def test_the_parts_of_a_metric_are_what_it_is_the_mean_of() -> None:
+    groups = [Answered(f"{i % 2}", group=f"g{i // 4}", samples=("0",)) for i in range(12)]
+    genders = [
+        Answered("a" if i % 3 else "b", row={"sentid": f"x.y.{i // 2}.{'fe' * (i % 2)}male.txt"}) for i in range(12)
+    ]
+    for name, answers, count in (("consistency", groups, 3), ("winogender_change", genders, 6)):
+        metric = METRICS[name]
+        assert metric.parts is not None and metric.of_set is not None
+        parts = metric.parts(answers)
+        assert len(parts) == count and sum(parts) / count == pytest.approx(metric.of_set(answers))

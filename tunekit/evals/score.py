@@ -101,6 +101,9 @@ def _one(task: Task, name: str, replies: Sequence[Reply]) -> Score:
     if task.kind == "perplexity":
         return replace(interval_of_set(_OF_TEXTS[name], replies, seed=task.seed), better="lower")
     metric = METRICS.get(name)
+    if metric is not None and metric.parts is not None:
+        parts = metric.parts([each.answered for each in replies])
+        return replace(interval(parts, seed=task.seed), better=metric.better)
     if metric is not None and metric.of_set is not None:
         function = metric.of_set
         found = interval_of_set(lambda some: function([each.answered for each in some]), replies, seed=task.seed)

@@ -27,11 +27,16 @@ class Answered:
 
 @dataclass(frozen=True)
 class Metric:
-    """`of_item` scores one answer (None: it does not count) and the score is the mean; `of_set` scores all together."""
+    """`of_item` scores one answer (None: it does not count) and the score is the mean; `of_set` scores all together.
+
+    `parts` are the values that an `of_set` is the mean of, one for each group of answers that belong together: the
+    interval is then that of their mean, as answers of one group say little that is new.
+    """
 
     name: str
     of_item: ItemFunction | None = None
     of_set: SetFunction | None = None
+    parts: Callable[[Sequence["Answered"]], list[float]] | None = None
     better: Literal["higher", "lower"] = "higher"
 
 
@@ -48,11 +53,16 @@ def item_metric(name: str, *, better: Literal["higher", "lower"] = "higher") -> 
     return register
 
 
-def set_metric(name: str, *, better: Literal["higher", "lower"] = "higher") -> Callable[[SetFunction], SetFunction]:
-    """Registers a function of all answers together under `name`, such as a correlation or a macro average."""
+def set_metric(
+    name: str,
+    *,
+    better: Literal["higher", "lower"] = "higher",
+    parts: Callable[[Sequence[Answered]], list[float]] | None = None,
+) -> Callable[[SetFunction], SetFunction]:
+    """Registers a function of all answers together under `name`, such as a correlation; `parts` as in `Metric`."""
 
     def register(function: SetFunction) -> SetFunction:
-        METRICS[name] = Metric(name, of_set=function, better=better)
+        METRICS[name] = Metric(name, of_set=function, parts=parts, better=better)
         return function
 
     return register
