@@ -54,6 +54,8 @@ def possible_answers() -> list[Any]:
 
 def first_accepted(answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(each) for each in value]
         return {key: plain(inner[0]) for key, inner in value.items()} if isinstance(value, dict) else value
 
     calls = []
