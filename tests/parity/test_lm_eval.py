@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from tunekit.errors import DataError
 from tunekit.evals.answers import Subject
 from tunekit.evals.score import TaskResult, run_task
 from tunekit.evals.task import find_task
@@ -186,3 +188,33 @@ def test_written_answers_and_their_exact_match(both: Any) -> None:
     wanted = [sample["filtered_resps"][0].strip() for sample in theirs["samples"]["sums"]]
     assert [reply.answered.completion for reply in ours.replies] == wanted and any(wanted)
     assert ours.scores["exact_match"].value == figures(theirs, "sums")["exact_match"]
+
+
+def test_the_harness_itself_runs_its_tasks_on_local_rows(both: Any, tmp_path: Path) -> None:
+    ours, theirs = both("label")
+    file = tmp_path / "label.yaml"
+    file.write_text(
+        yaml.safe_dump({"task": "label", "dataset_path": "some/where", "test_split": "x", **THEIRS["label"]})
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS["label"]))
+    options: dict[str, Any] = {"engine": "lm-eval", "dtype": "float32", "batch_size": 4}
+    result = evaluate.run("tiny-random/llama", [str(file)], data={str(file): str(rows)}, **options)
+    (found,) = result["tasks"].values()
+    assert found["scores"]["acc"]["value"] == ours.scores["accuracy"].value and found["n"] == 16
+    assert found["scores"]["acc"]["low"] == ours.scores["accuracy"].low
+    assert found["scores"]["mcc"]["value"] == pytest.approx(figures(theirs, "label")["mcc"])
+    assert evaluate.render(result)
+
+
+def test_a_task_of_the_harness_is_found_without_looking_through_all_of_them(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"{i}?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"} for i in range(6)
+    ]
+    file = tmp_path / "arc.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate.run("tiny-random/llama", ["arc_easy"], data={"arc_easy": str(file)}, engine="lm-eval", limit=4)
+    assert result["tasks"]["arc_easy"]["n"] == 4 and set(result["tasks"]["arc_easy"]["scores"]) == {"acc", "acc_norm"}
+    file.write_text('{"question": "no choices"}\n')
+    with pytest.raises(DataError, match="do not have what the task reads"):
+        evaluate.run("tiny-random/llama", ["arc_easy"], data={"arc_easy": str(file)}, engine="lm-eval")

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.errors import DataError, MissingEnvironment, RecipeError
@@ -131,7 +132,7 @@ def _run(
             f"task {name}: its data set {config.get('dataset_path')} is not on this machine: {error}",
             f"Give the rows: --data {name}=FILE.jsonl, or fetch the data set once where there is a network.",
         ) from error
-    except (KeyError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, TemplateError) as error:
         if not own_data:
             raise
         raise DataError(
