@@ -19,7 +19,8 @@ ROWS = [{"prompt": f"Say {i}:", "completion": "yes"} for i in range(12)]
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def write(*arguments: Any) -> float:
-        (arguments[2]).mkdir()  # where the card goes; the proof of the artefact costs a process of ten seconds
+        (arguments[2]).mkdir()  # the proof of the artefact costs a process of ten seconds
+        (arguments[2] / "README.md").write_text(arguments[5])
         return 0.0
 
     monkeypatch.setattr(sft, "write_artefact", write)

@@ -25,18 +25,19 @@ def base_passport(location: Location, policy: Policy) -> dict[str, Any]:
 
 
 def write_artefact(
-    policy: Policy, base: Base, folder: Path, facts: dict[str, Any], served: Sequence[dict[str, Any]]
+    policy: Policy, base: Base, folder: Path, facts: dict[str, Any], served: Sequence[dict[str, Any]], card: str
 ) -> float:
     """Writes `folder` (adapter or whole model), reloads it in a fresh process, and only then puts it in place.
 
-    There the saved tokenizer must also render `served` (see `serving_examples`) to the ids that were trained. Returns
-    the largest difference of the logits on fixed prompts; `StorageError` above the bound or if it cannot load.
+    There the saved tokenizer must also render `served` (see `serving_examples`) to the ids that were trained. `card`
+    becomes its README.md. Returns the largest difference of the logits on fixed prompts; `StorageError` above the bound
+    or if it cannot load.
     """
     causal = policy.causal
     with export.serving_attention(causal):
         logits = export.fixed_logits(causal, base.tokenizer)
     passport = {"base_model": base_passport(base.location, policy), **facts}
-    return write_proven(policy.model, causal, base.tokenizer, folder, passport, logits, served)
+    return write_proven(policy.model, causal, base.tokenizer, folder, passport, logits, served, card)
 
 
 def write_proven(
@@ -47,6 +48,7 @@ def write_proven(
     passport: dict[str, Any],
     logits: dict[str, Tensor],
     served: Sequence[dict[str, Any]] = (),
+    card: str | None = None,
 ) -> float:
     """Puts `folder` in place once a fresh process reloaded it; the largest difference of its logits to `logits`.
 
@@ -55,6 +57,8 @@ def write_proven(
     """
     with staged(folder) as staging:
         export.save_artefact(model, causal, tokenizer, staging, passport)
+        if card is not None:
+            (staging / "README.md").write_text(card, encoding="utf-8")
         difference = export.verify_in_fresh_process(staging, logits, served, causal.dtype, causal.device)
         bound = export.bound(logits, causal.dtype)
         if not difference <= bound:  # NaN is no equality either

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from transformers import set_seed
 from tunekit.data.prompts import last_turn
 from tunekit.data.render import serving_examples
 from tunekit.data.rendering import Rendering
+from tunekit.evals.task import FoundTask
 from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
+from tunekit.report.card import model_card
 from tunekit.stages import tasks
 from tunekit.stages.artefact import base_passport, write_artefact
 from tunekit.stages.assemble import (
@@ -30,7 +33,6 @@ from tunekit.stages.base import Base, find_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.preflight import check_offline
 from tunekit.stages.read import read_rows
-from tunekit.stages.report import write_card
 from tunekit.stages.rows import Datasets, Rows, readings, reusable
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
@@ -88,16 +90,11 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
                 training.state.before["tasks"] = tasks.measure(measured, recipe, policy, base, folder, "before", read)
             train(training, stop)
             stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
-            _finish(recipe, training, base, rows, folder, result)
-            if measured:
-                before = training.state.before.get("tasks", {})
-                after = tasks.measure(measured, recipe, policy, base, folder, "after")
-                result["tasks"] = {"before": before, "after": after, "change": tasks.change(before, after, folder)}
+            _finish(recipe, training, base, rows, folder, measured, result)
         finally:
             result |= _progress(training, folder, [source.path for source in recipe.data.train])
             result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
             engine.close()
-        write_card(folder, recipe, result, chat=base.tokenizer.chat_template is not None)
         tasks.check_gates(recipe, measured, result)
     return result
 
@@ -119,7 +116,15 @@ def _measure_before(training: Training, base: Base, rows: Rows) -> None:
         log.info("before training  %s", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
 
-def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: Path, result: dict[str, Any]) -> None:
+def _finish(
+    recipe: Recipe,
+    training: Training,
+    base: Base,
+    rows: Rows,
+    folder: Path,
+    measured: Sequence[FoundTask],
+    result: dict[str, Any],
+) -> None:
     """Takes the best weights if asked, measures, writes and proves the artefact, and fills in `result`."""
     state = training.state
     if recipe.eval.load_best_model_at_end and state.best_step not in (None, state.step):
@@ -129,16 +134,28 @@ def _finish(recipe: Recipe, training: Training, base: Base, rows: Rows, folder: 
         state.evaluated = training.evaluate(lambda: None)
     end_at_terminators(training.policy, base, rows)
     sample = sample_answer(training.policy, base, rows)
-    facts = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}
+    result["after"] = state.evaluated
+    if measured:
+        before = state.before.get("tasks", {})
+        after = tasks.measure(measured, recipe, training.policy, base, folder, "after")
+        result["tasks"] = {"before": before, "after": after, "change": tasks.change(before, after, folder)}
+    facts: dict[str, Any] = {"stage": "sft", "step": state.step, "recipe": recipe.model_dump(mode="json")}
     preparation = recipe.data.model_dump(include={"system", "system_mode", "reasoning"})
     facts["messages"] = preparation
     served = []
     if rows.conversations:
         rendering = Rendering(loss_on=recipe.data.loss_on, **preparation)
         served = serving_examples(rows.conversations, base.tokenizer, rendering)
-    difference = write_artefact(training.policy, base, folder / "model", facts, served)
+    card = model_card(
+        recipe.run_name or folder.resolve().name,
+        facts["recipe"],
+        result | _progress(training, folder, []),
+        {"base_model": base_passport(base.location, training.policy), "data": rows.facts},
+        f"{folder}/model",
+        chat=base.tokenizer.chat_template is not None,
+    )
+    difference = write_artefact(training.policy, base, folder / "model", facts, served, card)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
-    result["after"] = state.evaluated
     if (prompt := sample_prompt(training.policy, base, rows)) is not None:
         result["sample"] = {
             "prompt": last_turn(prompt),
