@@ -90,6 +90,11 @@ def test_the_right_choice_is_named_by_number_letter_or_text(task: Any, answer: A
     assert read_items(task(answer=answer)).items[5].gold == gold
 
 
+def test_a_number_is_the_place_of_a_choice_also_where_one_reads_the_same(task: Any) -> None:
+    for answer, gold in (("{{ label }}", 1), ("{{ label | string }}", 0), (1, 1)):
+        assert read_items(task(choices=["1", "2"], answer=answer)).items[1].gold == gold
+
+
 def test_an_answer_that_is_no_choice_is_told_with_its_row(task: Any) -> None:
     with pytest.raises(
         DataError, match=r"10 of 10 rows do not fit(.|\n)*rows\.jsonl:1: answer: 'C' is none of the choices"

@@ -145,7 +145,7 @@ def _item(task: Task, row: dict[str, Any], place: str, shots: Sequence[Row]) -> 
     elif task.answer is not None:
         references = tuple(_answers(task, row))
         if choices:
-            gold = _number(references[0], choices)
+            gold = _number(references[0], choices, is_number=_is_number(task, row))
             references = (choices[gold],)
     group = "" if task.group is None else render(task.group, row)
     return Item(place, row, prompt, choices, gold, references, group)
@@ -170,9 +170,16 @@ def _answers(task: Task, row: Row) -> list[str]:
     return [f"{each:g}" if isinstance(each, float) and each.is_integer() else str(each) for each in values]
 
 
-def _number(answer: str, choices: Sequence[str]) -> int:
-    """Which choice an answer names: by its number, its letter or its text."""
-    if answer in choices:
+def _is_number(task: Task, row: Row) -> bool:
+    """Whether the answer is a whole number and no text, also where a choice reads the same."""
+    bare = re.fullmatch(r"\{\{((?:(?!\}\}).)*)\}\}", str(task.answer).strip(), re.DOTALL)
+    value = task.answer if bare is None else evaluated(bare[1], row)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(answer: str, choices: Sequence[str], *, is_number: bool) -> int:
+    """Which choice an answer names: by its number (from 0), its letter or its text."""
+    if answer in choices and not is_number:
         return choices.index(answer)
     if answer.isdigit() and int(answer) < len(choices):
         return int(answer)
@@ -186,7 +193,7 @@ def _target(task: Task, row: Row) -> str:
     if task.example_answer is not None:
         return render(task.example_answer, row)
     answer, choices = _answers(task, row)[0], _choices(task, row)
-    return choices[_number(answer, choices)] if choices else answer
+    return choices[_number(answer, choices, is_number=_is_number(task, row))] if choices else answer
 
 
 def _text(task: Task, row: Row, shots: Sequence[Row]) -> str:

@@ -1,5 +1,6 @@
 """`tunekit eval`: a model on tasks, the scores with their intervals, every answer on disk."""
 
+import glob
 import importlib.util
 import json
 import logging
@@ -109,11 +110,17 @@ def find_tasks(names: Sequence[str], data: Mapping[str, str] | None = None, seed
             raise RecipeError(f"--data: {name} is none of the tasks: {', '.join(known)}")
     if not data:
         return found
-    changes = {name: {"data": {"path": str(Path(path).expanduser().absolute())}} for name, path in data.items()}
+    changes = {name: {"data": {"path": _place(path)}} for name, path in data.items()}
     return [
         find_task(name, {**changes.get(each.task.task, {}), **({} if seed is None else {"seed": seed})})
         for name, each in zip(names, found, strict=True)
     ]
+
+
+def _place(path: str) -> str:
+    """A path from the working directory, and not from the task's file; what is not there may be an id of the hub."""
+    local = Path(path).expanduser()
+    return str(local.absolute()) if local.exists() or glob.has_magic(path) or local.suffix else path
 
 
 def _function(found: FoundTask, allow_code: bool) -> Callable[[Any], Any] | None:
