@@ -1,6 +1,10 @@
 """Intervals cover what they promise, and tests of two models find what is there and nothing else."""
 
+import itertools
 import math
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -91,6 +95,36 @@ def test_a_difference_of_other_values_is_tested_by_turning_signs() -> None:
     assert paired(first.tolist(), first.tolist(), seed=0).p_value == 1
 
 
+@pytest.mark.parametrize(("first", "second"), [([0.2], [0.7]), ([1], [0]), ([0.5], [0.5])])
+def test_one_item_shows_no_difference(first: list[float], second: list[float]) -> None:
+    found = paired(first, second, seed=0)
+    assert found.value == second[0] - first[0] and found.p_value == 1
+    assert said(found).startswith("no difference seen")
+
+
+def test_the_p_value_of_few_items_is_that_of_every_pattern_of_signs() -> None:
+    change = np.array([0.3, 0.1, 0.4, -0.1, 0.5])
+    means = [abs(np.mean(change * signs)) for signs in itertools.product((-1, 1), repeat=5)]
+    share = np.mean(np.array(means) >= abs(change.mean()) - 1e-12)
+    assert paired([0] * 5, change.tolist(), seed=0).p_value == pytest.approx(share)
+    unchanged = [0.0] * 30
+    assert paired([0] * 35, change.tolist() + unchanged, seed=0).p_value == pytest.approx(share)
+
+
+def test_a_test_of_many_items_stays_small_in_memory() -> None:
+    first, second = np.random.default_rng(0).random((2, 5_000))
+    tracemalloc.start()
+    paired(first, second, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6, "with all resamples at once it grows with the items, to gigabytes"
+
+
+def test_a_command_that_measures_nothing_does_not_load_scipy() -> None:
+    code = "import sys, tunekit.evals.statistics; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_models_on_other_items_are_not_compared() -> None:
     with pytest.raises(ValueError, match="3 and 2 values"):
         paired([1, 0, 1], [1, 0], seed=0)
@@ -102,7 +136,8 @@ def test_models_on_other_items_are_not_compared() -> None:
         ([1] * 50 + [0] * 50, "higher", True, "better by 50.0 points"),
         ([-1] * 50 + [0] * 50, "higher", True, "worse by 50.0 points"),
         ([-1] * 50 + [0] * 50, "lower", True, "better by 50.0 points"),
-        ([2.5] * 50 + [1.5] * 50, "lower", False, "worse by 2.0 ["),
+        ([2.5] * 50 + [1.5] * 50, "lower", False, "worse by 2.00 ["),
+        ([-0.03] * 50 + [-0.02] * 50, "lower", False, "better by 0.0250 [0.02"),
         ([1, -1] * 50, "higher", True, "no difference seen: +0.0 points [-"),
         ([1] * 4 + [0] * 96, "higher", True, "no difference seen: +4.0 points [1.0, "),
     ],

@@ -13,11 +13,12 @@ from typing import Any, TypeGuard
 
 from tunekit.errors import GateFailed, RecipeError
 
+_NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _CONDITION = re.compile(
     r"\s*(?P<operator><=|>=|==|<|>)\s*"
-    r"(?:(?P<number>-?[\d.]+(?:[eE][-+]?\d+)?)|(?P<reference>before|baseline)(?:\s*(?P<sign>[-+*])\s*(?P<by>[\d.]+))?)\s*"
+    rf"(?:(?P<number>{_NUMBER})|(?P<reference>before|baseline)(?:\s*(?P<sign>[-+*])\s*(?P<by>{_NUMBER}))?)\s*"
 )
-_GATE = re.compile(r"\s*(?P<name>[^<>=\s]+)\s*(?P<condition>[<>=].*)")
+_GATE = re.compile(r"\s*(?P<name>[^<>=\s](?:[^<>=]*[^<>=\s])?)\s*(?P<condition>[<>=].*)")  # a group may be two words
 _COMPARE = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
@@ -62,11 +63,9 @@ class Verdict:
 def parse(name: str, condition: str) -> Gate:
     """Raises `RecipeError` for what is no condition."""
     found = _CONDITION.fullmatch(condition)
-    try:
-        number = float((found["number"] or found["by"] or 0) if found else "")
-    except ValueError:
-        raise RecipeError(f"gate: {name}: {condition!r} is no condition", ACCEPTED) from None
-    assert found is not None
+    number = float(found["number"] or found["by"] or 0) if found else math.nan
+    if found is None or not math.isfinite(number):
+        raise RecipeError(f"gate: {name}: {condition!r} is no condition", ACCEPTED)
     return Gate(name, condition.strip(), found["operator"], found["reference"], found["sign"] or "+", number)
 
 
@@ -94,27 +93,32 @@ def failure(verdicts: Sequence[Verdict]) -> GateFailed:
 
 def _figures(result: Mapping[str, Any], when: str) -> dict[str, Mapping[str, Any]]:
     """Each figure by its name, as a score; of a figure that has no interval, the value alone."""
-    figures: dict[str, Mapping[str, Any]] = {}
-    for name, value in (result.get(when) or {}).items():
-        figures[name] = {"value": value}
+    figures: dict[str, Mapping[str, Any]] = {
+        name: {"value": value} for name, value in _mapping(result.get(when)).items()
+    }
     if when == "after":
         figures |= {name: {"value": value} for name, value in result.items() if _is_number(value)}
-    tasks = result.get("tasks") or {}
+    tasks = _mapping(result.get("tasks"))
     if "after" in tasks or "before" in tasks:  # of a training run
-        tasks = tasks.get(when) or {}
+        tasks = _mapping(tasks.get(when))
     elif when == "before":
         tasks = {}
     for task, measured in tasks.items():
-        figures |= dict(_scores(task, measured))
+        figures |= dict(_scores(task, _mapping(measured)))
     return figures
 
 
 def _scores(task: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for metric, score in measured["scores"].items():
-        yield f"{task}.{metric}", score
-    for metric, groups in measured.get("groups", {}).items():
-        for group, score in groups.items():
-            yield f"{task}.{metric}.{group}", score
+    for metric, score in _mapping(measured.get("scores")).items():
+        yield f"{task}.{metric}", _mapping(score)
+    for metric, groups in _mapping(measured.get("groups")).items():
+        for group, score in _mapping(groups).items():
+            yield f"{task}.{metric}.{group}", _mapping(score)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """What is not where it belongs, in a file that is no result of ours, counts as missing."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -127,37 +131,60 @@ def _verdict(
     result: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
 ) -> Verdict:
-    if "exit_code" in result and result["exit_code"] not in (0, GateFailed.exit_code):
-        return Verdict(gate.name, gate.condition, False, f"the run did not end well: exit code {result['exit_code']}")
+    def failed(reason: str, value: float | None = None) -> Verdict:
+        return Verdict(gate.name, gate.condition, False, reason, value)
+
+    if not _ended_well(result):
+        return failed(f"the run did not end well: exit code {result['exit_code']}")
     score = figures["after"].get(gate.name)
     if score is None:
-        return Verdict(
-            gate.name, gate.condition, False, "the result has no such figure" + _near(gate.name, figures["after"])
-        )
+        return failed("the result has no such figure" + _near(gate.name, figures["after"]))
     value, low, high = score.get("value"), score.get("low"), score.get("high")
     if not _is_number(value) or not math.isfinite(value):
-        return Verdict(gate.name, gate.condition, False, f"its value is {value}, which is no number")
+        return failed(f"its value is {value}, which is no number")
     bound, said = gate.by, ""
     if gate.reference is not None:
         if gate.reference == "baseline" and baseline is None:
-            return Verdict(
-                gate.name, gate.condition, False, "there is no baseline (--baseline OTHER/result.json)", value
-            )
+            return failed("there is no baseline (--baseline OTHER/result.json)", value)
+        if gate.reference == "baseline" and baseline is not None and not _ended_well(baseline):
+            return failed(f"the baseline did not end well: exit code {baseline['exit_code']}", value)
         other = figures[gate.reference].get(gate.name, {}).get("value")
         if not _is_number(other) or not math.isfinite(other):
-            reason = f"{gate.reference} has no such figure" + _near(gate.name, figures[gate.reference])
-            return Verdict(gate.name, gate.condition, False, reason, value)
+            return failed(f"{gate.reference} has no such figure" + _near(gate.name, figures[gate.reference]), value)
         bound = {"+": other + gate.by, "-": other - gate.by, "*": other * gate.by}[gate.sign]
         said = f" ({gate.reference} {other:.4g})"
+    if math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-12):
+        bound = value  # 0.4 - 0.1 is a little more than 0.3, for a computer
     passed = _COMPARE[gate.operator](value, bound)
-    reason = f"{value:.4g}{_interval(low, high)} is {'' if passed else 'not '}{gate.operator} {bound:.4g}{said}"
-    if passed and low is not None and high is not None and low < bound < high:
-        reason += "; passed, but the bound is within the interval"
-    return Verdict(gate.name, gate.condition, passed, reason, value, bound, low, high)
+    digits = next((number for number in range(4, 17) if f"{value:.{number}g}" != f"{bound:.{number}g}"), 4)
+    reason = f"{value:.{digits}g}{_interval(low, high)} is {'' if passed else 'not '}{gate.operator} {bound:.{digits}g}"
+    return Verdict(
+        gate.name,
+        gate.condition,
+        passed,
+        reason + said + _doubt(gate, passed, bound, low, high),
+        value,
+        bound,
+        low,
+        high,
+    )
+
+
+def _ended_well(result: Mapping[str, Any]) -> bool:
+    """Whether its figures are those of a whole run; one that failed a gate has them."""
+    return result.get("exit_code", 0) in (0, GateFailed.exit_code)
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+    return f" [{low:.4g}, {high:.4g}]" if _is_number(low) and _is_number(high) else ""
+
+
+def _doubt(gate: Gate, passed: bool, bound: float, low: float | None, high: float | None) -> str:
+    """Said of a gate that is passed, where by its interval the figure may as well be on the other side."""
+    if not (passed and _is_number(low) and _is_number(high)):
+        return ""
+    crosses = {">": low < bound, "<": bound < high}.get(gate.operator[0], low < bound or bound < high)
+    return "; passed, but the bound is within the interval" if crosses else ""
 
 
 def _near(name: str, figures: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+AT_ONCE = 2_000_000  # numbers of resamples that are in memory together
 T = TypeVar("T")
 
 
@@ -51,6 +51,8 @@ def interval(values: Sequence[float], *, seed: int) -> Score:
         return Score(math.nan, math.nan, math.nan, 0, "wilson")
     value = float(found.mean())
     if np.isin(found, (0, 1)).all():
+        from scipy import stats  # takes most of a second, and most commands measure nothing
+
         test = stats.binomtest(int(found.sum()), len(found))
         low, high = test.proportion_ci(LEVEL, method="wilson")
         return Score(value, float(low), float(high), len(found), "wilson")
@@ -84,14 +86,23 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int) -> Dif
 
 
 def _p_value(change: NDArray[np.float64], seed: int) -> float:
+    from scipy import stats
+
     changed = change[change != 0]
-    if not len(changed):
+    if len(changed) < 2:  # of one item, the other sign is as likely
         return 1.0
     if np.isin(changed, (-1, 1)).all():
         return float(stats.binomtest(int((changed > 0).sum()), len(changed)).pvalue)
     generator = np.random.default_rng(seed)
+    batch = max(1, AT_ONCE // len(changed))
     test = stats.permutation_test(
-        (change,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=generator, vectorized=True
+        (changed,),  # the sign of 0 makes no difference
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        batch=batch,
+        rng=generator,
+        vectorized=True,
     )
     return float(test.pvalue)
 
@@ -101,21 +112,21 @@ def said(difference: Difference, better: str = "higher", *, points: bool = True)
 
     A difference is said to be one where interval and test agree on it: of few changed items the interval is too narrow.
     """
-    scale, unit = (100, " points") if points else (1, "")
+    scale, unit, form = (100, " points", ".1f") if points else (1, "", "#.3g")
     value, low, high = (scale * each for each in (difference.value, difference.low, difference.high))
     facts = f"(n = {difference.n:,}, p = {difference.p_value:.2g})"
     if low <= 0 <= high or difference.p_value >= 1 - LEVEL:
-        return f"no difference seen: {value:+.1f}{unit} [{low:.1f}, {high:.1f}] {facts}"
+        return f"no difference seen: {value:+{form}}{unit} [{low:{form}}, {high:{form}}] {facts}"
     word = "better" if (value > 0) == (better == "higher") else "worse"
     if value < 0:
         low, high = -high, -low
-    return f"{word} by {abs(value):.1f}{unit} [{low:.1f}, {high:.1f}] {facts}"
+    return f"{word} by {abs(value):{form}}{unit} [{low:{form}}, {high:{form}}] {facts}"
 
 
 def _resample(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Means of resamples of `values`, a few at a time so that memory stays small."""
     generator = np.random.default_rng(seed)
-    rows = max(1, 2_000_000 // len(values))
+    rows = max(1, AT_ONCE // len(values))
     parts = [
         values[generator.integers(len(values), size=(min(rows, RESAMPLES - begin), len(values)))].mean(axis=1)
         for begin in range(0, RESAMPLES, rows)

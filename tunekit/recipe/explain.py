@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from tunekit.recipe.excerpt import printable
 from tunekit.recipe.forms import EXTENDS, expand
-from tunekit.recipe.hints import SECTIONS, is_key, nearest_value, unknown_key
+from tunekit.recipe.hints import SECTIONS, is_key, keys_of, nearest_value, unknown_key
 from tunekit.recipe.parse import Document, KeyPath, Place, Problem, dotted, leaves, scalar
 from tunekit.recipe.rules import conflicts
 from tunekit.recipe.schema import Recipe
@@ -193,6 +193,11 @@ def _meant(path: KeyPath, error: ErrorDetails) -> str:
     value = error["input"]
     if path == ("data",) and isinstance(value, list):
         return "; write train: [...] below data"
+    if path in (("data", "train"), ("data", "eval")) and isinstance(value, dict):
+        return "; write - before its first key, or [ ] around it"
+    if error["type"] == "model_type" and isinstance(value, str) and len(words := value.split(maxsplit=1)) == 2:
+        key = words[0]
+        return f"; write {key}: {shown(scalar(words[1]))}" if key in keys_of(".".join(_names(path))) else ""
     percent = PERCENT.fullmatch(value) if isinstance(value, str) and error["type"] == "float_type" else None
     return f"; write {float(percent[1]) / 100:g}" if percent else ""
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from tunekit.recipe.foreign import FOREIGN, IN_SECTION, VALUES
+from tunekit.recipe.foreign import FOREIGN, IN_SECTION, VALUES, Foreign
 from tunekit.recipe.forms import EXTENDS, SYNONYMS
 from tunekit.recipe.parse import KeyPath, dotted
 from tunekit.recipe.schema import Recipe
@@ -65,10 +65,12 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     if synonym := SYNONYMS.get((section, name)):
         return f"is another name of {synonym[1]}, which is given too; remove one of the two", dotted(synonym)
     *outer, inner = f"{section}.{name}".strip(".").split(".")
-    nested = get_close_matches(inner.lower(), keys_of(".".join(outer)), 1, LEAST_LIKENESS)
-    if "." in name and nested:
+    if "." in name and ".".join(outer) in SECTIONS:
+        nested = get_close_matches(inner.lower(), keys_of(".".join(outer)), 1, LEAST_LIKENESS)
+        if not nested or _foreign(".".join(outer), inner):
+            return unknown_key((*outer, inner))
         return f"unknown key; in a file, keys nest: write {nested[0]} below {'.'.join(outer)}", ".".join(outer + nested)
-    if known := IN_SECTION.get((section, name.lower())) or FOREIGN.get(name.lower()):
+    if known := _foreign(section, name):
         if not known.ours:
             return f"unknown key; {name} is a key of {known.tool}; {known.why}", ""
         call = "call" if " and " in known.tool or known.tool == "other tools" else "calls"
@@ -84,6 +86,10 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     if likeness >= LEAST_LIKENESS + 0.1:
         return f"unknown key; did you mean {_items(nearest)}?", nearest
     return f"unknown key; {section or 'a recipe'} has the keys {', '.join(own)}", ""
+
+
+def _foreign(section: str, name: str) -> Foreign | None:
+    return IN_SECTION.get((section, name.lower())) or FOREIGN.get(name.lower())
 
 
 def _leaf_names() -> set[str]:

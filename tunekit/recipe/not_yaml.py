@@ -11,6 +11,11 @@ from tunekit.recipe.excerpt import Spot, split_lines
 
 QUOTES = 'Put a value that holds ": " in quotes.'
 CANNOT_BEGIN = re.compile(r"found character '([^\\])' that cannot start any token")
+ODD_BEGINNING = (
+    "sequence entries are not allowed",
+    "mapping keys are not allowed",
+    "expected a comment or a line break",
+)
 KEY = re.compile(r"\s*(- +)*[^\s#].*?:(\s|$)")
 
 
@@ -35,6 +40,14 @@ def find_slip(error: MarkedYAMLError, text: str, source: str) -> Slip:
         return Slip(spot, f"not valid YAML: a value cannot begin with {found[1]}", "Put the value in quotes.")
     if "expected alphabetic or numeric character" in what:
         return Slip(begin, "not valid YAML: a value cannot begin with * or &", "Put the value in quotes.")
+    if any(words in what for words in ODD_BEGINNING):
+        return Slip(spot, "not valid YAML: a value cannot begin with -, ?, | or >", "Put the value in quotes.")
+    if what.startswith("expected ',' or ") and what.endswith("got ':'"):
+        if begin.line == spot.line:
+            return Slip(spot, 'not valid YAML: ": " in a value', QUOTES)
+        return Slip(begin, "not valid YAML: what begins here has no end", f"Close it. {QUOTES}")
+    if what == "expected <block end>, but found '<scalar>'":
+        return Slip(spot, "not valid YAML: text behind the end of a value", "Put all of the value in quotes.")
     if "mapping values are not allowed" in what:
         return _second_colon(spot, split_lines(text))
     if what.startswith("expected <block end>, but found '<block"):

@@ -64,7 +64,10 @@ def _adapter(recipe: Recipe) -> Iterator[Conflict]:
         value = getattr(adapter, name)
         default = 2 * adapter.r if name == "alpha" and value is not None else field.default
         if value != default:
-            message = "has no effect with adapter none; set type: lora, or remove it (of a base: adapter: null)"
+            message = (
+                "has no effect with adapter none; set type: lora, or remove it (that of a base: adapter: null; on the "
+                "command line: adapter=none)"
+            )
             yield Conflict(f"adapter.{name}", (f"adapter.{name}", "adapter.type"), message)
 
 

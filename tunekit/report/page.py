@@ -1,104 +1,73 @@
-"""The facts of a run as one page of HTML that asks for nothing: style and charts are in it, and no script."""
+"""The facts of a run as one page of HTML."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from tunekit.report.charts import shown
+from tunekit.report.facts import Facts, is_finite, is_number
+from tunekit.report.parts import Folded, Part, html
+from tunekit.report.scores import answers, scores
 
-from tunekit.report.charts import lines, shown, whiskers
-from tunekit.report.facts import MAX_ITEMS, Facts
+PROGRESS = ("loss", "grad_norm", "lr", "num_tokens", "seconds")  # rows of metrics.jsonl that are of a step
 
-CURVES = {
-    "Loss": {"training": "loss", "held out": "eval_loss"},
-    "Gradient norm": {"norm": "grad_norm"},
-    "Learning rate": {"rate": "lr"},
+SETTINGS = {
+    "learning rate": "train.learning_rate",
+    "schedule": "train.lr_scheduler_type",
+    "optimizer": "train.optim",
+    "examples in a batch": "train.per_device_train_batch_size",
+    "batches in a step": "train.gradient_accumulation_steps",
+    "longest row": "data.max_length",
+    "seed": "train.seed",
 }
-_PAGE = Environment(loader=PackageLoader("tunekit.report", ""), autoescape=True, trim_blocks=True).get_template(
-    "page.html.j2"
-)
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    names: Sequence[str]
-    svg: Markup
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table; a cell is text or `{"text", "good"}`."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Answers:
-    title: str
-    texts: Sequence[tuple[str, str]]
-
-
-@dataclass
-class Part:
-    """A section of the page; one with nothing in it is left out."""
-
-    title: str
-    note: str = ""
-    charts: list[Chart] = field(default_factory=list)
-    tables: list[Grid] = field(default_factory=list)
-    answers: list[Answers] = field(default_factory=list)
-    folded: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.charts or self.tables or self.answers or self.folded)
 
 
 def page(facts: Facts) -> str:
     """The whole report of a run."""
-    result = facts.result
-    code = result.get("exit_code")
-    failure = None
-    if code not in (0, None):
-        failure = {"title": f"{result.get('status', 'failed')}: exit code {code}", "text": result.get("error", "")}
-    sections = [_gates(facts), _scores(facts), _curves(facts), _data(facts), _answers(facts), _behind(facts)]
-    model = _model(facts)
+    sections = [_gates(facts), scores(facts), answers(facts), *_training(facts), _data(facts), _provenance(facts)]
     return html(
         title=facts.name,
-        subtitle=" · ".join(each for each in (str(result.get("stage", "run")), model) if each),
-        failure=failure,
+        subtitle=" · ".join(_subtitle(facts)),
+        failure=_failure(facts),
         missing=facts.missing,
         figures=_figures(facts),
         sections=sections,
     )
 
 
-def html(*, sections: Sequence[Part], **content: Any) -> str:
-    """A page of sections, those with nothing in them left out."""
-    whole = {"failure": None, "missing": [], "figures": [], "subtitle": ""} | content
-    return _PAGE.render(sections=[each for each in sections if not each.is_empty], **whole)
+def _subtitle(facts: Facts) -> list[str]:
+    """What was trained on what."""
+    adapter = (facts.manifest.get("contract") or {}).get("adapter.type")
+    words = [str(facts.result.get("stage", "run")), str(facts.model.get("name", "")), "LoRA" * (adapter == "lora")]
+    return [each for each in [*words, *(path.rpartition("/")[2] for path, *_ in _sources(facts))] if each]
 
 
-def _model(facts: Facts) -> str:
-    base = facts.manifest.get("base_model") or facts.result.get("model") or {}
-    return str(base.get("name", ""))
+def _failure(facts: Facts) -> dict[str, str] | None:
+    code = facts.result.get("exit_code")
+    if code in (0, None):
+        return None
+    return {
+        "title": f"{facts.result.get('status', 'failed')}: exit code {code}",
+        "text": str(facts.result.get("error", "")),
+    }
 
 
 def _figures(facts: Facts) -> list[tuple[str, str]]:
+    """What is looked at first."""
     result = facts.result
     found = [("status", str(result.get("status", "unknown")))]
+    losses = [values.get("eval_loss") for values in facts.held_out]
+    if said := [shown(loss) for loss in losses if loss is not None and is_number(loss)]:
+        found.append(("held-out loss", " → ".join(said)))
     for key, label in (("steps", "steps"), ("tokens", "tokens"), ("trained_tokens", "trained tokens")):
         if result.get(key):
-            found.append((label, f"{result[key]:,}"))
+            found.append((label, _count(result[key])))
     if result.get("tokens_per_second"):
-        found.append(("tokens a second", f"{result['tokens_per_second']:,.0f}"))
-    if result.get("seconds"):
-        found.append(("in all", duration(result["seconds"])))
+        found.append(("tokens a second", _count(round(result["tokens_per_second"]))))
+    resumed = (result.get("train_seconds") or 0) > (result.get("seconds") or 0)
+    for key, label in (("train_seconds", "in training"), ("seconds", "since it was resumed" if resumed else "in all")):
+        if result.get(key):
+            found.append((label, duration(result[key])))
     return found
 
 
@@ -108,140 +77,170 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
+def _count(value: Any) -> str:
+    """Empty for what is no number."""
+    return f"{value:,}" if is_number(value) else ""
+
+
 def _gates(facts: Facts) -> Part:
-    words = {True: "passed", False: "failed"}
+    part = Part("Gates")
     rows = [
-        (f"{each['name']} {each['condition']}", {"text": words[each["passed"]], "good": each["passed"]},
-         each["reason"])
+        (
+            f"{each.get('name')} {each.get('condition')}",
+            {"text": "passed" if each.get("passed") else "failed", "good": bool(each.get("passed"))},
+            each.get("reason", ""),
+        )
         for each in facts.result.get("gates") or []
-    ]  # fmt: skip
-    return Part("Gates", tables=[Grid(("gate", "", "figure"), rows)] if rows else [])
-
-
-def _scores(facts: Facts) -> Part:
-    """Held-out figures and tasks, before and after; intervals as whiskers."""
-    part = Part("Scores")
-    before, after = facts.result.get("before") or {}, facts.result.get("after") or {}
-    rows = [(name, shown(before[name]) if name in before else "", shown(value)) for name, value in after.items()
-            if isinstance(value, int | float)]  # fmt: skip
-    if rows:
-        part.tables.append(Grid(("held-out rows", "before", "after"), rows))
-    times, change = facts.tasks, (facts.result.get("tasks") or {}).get("change") or {}
-    bars, cells = [], []
-    for task, metric in _measured(times):
-        found = {when: results[task]["scores"][metric] for when, results in times.items()}
-        bars += [
-            (f"{task} {metric}", when if len(found) > 1 else "", score["value"], score["low"], score["high"])
-            for when, score in found.items()
-            if None not in (score["value"], score.get("low"), score.get("high")) and score["high"] <= 1
-        ]
-        cells.append((f"{task} {metric}", *(interval(score) for score in found.values()),
-                      *([_change(change.get(task, {}).get(metric))] if change else []),
-                      str(next(iter(found.values()))["n"])))  # fmt: skip
-    if cells:
-        names = list(times)
-        part.charts.append(Chart("Shares, with their 95 % intervals", names, whiskers("scores", bars)))
-        part.tables.append(Grid(("task", *names, *(["change"] if change else []), "items"), cells))
+    ]
+    part.add_table(("gate", "verdict", "figure"), rows)
     return part
 
 
-def _measured(times: Mapping[str, Any]) -> list[tuple[str, str]]:
-    last = times.get("after") or times.get("measured") or {}
-    return [(task, metric) for task, result in last.items() for metric in result["scores"]]
+def _training(facts: Facts) -> list[Part]:
+    """What was trained and how, the curves, and what happened on the way."""
+    set_up = Part("Model and training" if facts.manifest.get("contract") else "Model")
+    curves, events = Part("Curves"), Part("Events")
+    set_up.add_table(("setting", "value"), _settings(facts))
+    curves.add_curves("Loss", {"training": facts.series("loss"), "held out": facts.series("eval_loss")})
+    curves.add_curves("Gradient norm", {"norm": facts.series("grad_norm")})
+    curves.add_curves("Learning rate", {"rate": facts.series("lr")})
+    speed = [
+        (row["step"], row["num_tokens"] / row["seconds"])
+        for row in facts.metrics
+        if is_finite(row.get("num_tokens")) and is_finite(row.get("seconds")) and row["seconds"] > 0
+    ]
+    curves.add_curves("Tokens a second", {"speed": speed})
+    evaluated = dict.fromkeys(key for row in facts.metrics for key in row if key.startswith("eval_") or "." in key)
+    for key in evaluated:
+        if key != "eval_loss":
+            title = key.removeprefix("eval_").replace("_", " ")
+            curves.add_curves(title[0].upper() + title[1:], {key: facts.series(key)})
+    events.add_table(("step", "event"), _events(facts))
+    return [curves, set_up, events]
 
 
-def interval(score: Mapping[str, Any]) -> str:
-    if score["value"] is None:
-        return "none"
-    if score.get("low") is None:
-        return shown(score["value"])
-    return f"{shown(score['value'])} [{shown(score['low'])}, {shown(score['high'])}]"
+def _settings(facts: Facts) -> list[tuple[str, str]]:
+    """The settings that decide a run, from its contract."""
+    given: Mapping[str, Any] = facts.manifest.get("contract") or {}
+    model = facts.model
+    rows = [("model", str(model.get("name", "")))]
+    rows += [("revision", str(model["revision"]))] if model.get("revision") else []
+    rows += [("sha256 of its weights", str(model["sha256"])[:12])] if model.get("sha256") else []
+    rows += [("adapter", _adapter(given))] if given else []
+    weights = facts.result.get("weights") or {}
+    trained, whole = weights.get("trained"), weights.get("all")
+    if is_number(trained) and is_number(whole) and whole:
+        rows.append(("trained weights", f"{trained:,} of {whole:,} ({trained / whole:.2%})"))
+    for label, key in SETTINGS.items():
+        if (value := given.get(key)) is not None:
+            rows.append((label, f"{value:g}" if isinstance(value, float) else _listed(value)))
+    return rows if rows[0][1] else []
 
 
-def _change(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    value, low, high = (difference[key] for key in ("value", "low", "high"))
-    return f"{value:+.3g} [{low:.3g}, {high:.3g}], p {difference['p_value']:.2g}"
+def _adapter(given: Mapping[str, Any]) -> str:
+    if given.get("adapter.type") != "lora":
+        return "none: the model's own weights are trained"
+    words = [("rank", given.get("adapter.r")), ("alpha", given.get("adapter.alpha"))]
+    scale = [f"{name} {value:g}" for name, value in words if is_number(value)]
+    modules = given.get("adapter.target_modules")
+    return ", ".join(["LoRA", *scale, *([f"on {_listed(modules)}"] if modules else [])])
 
 
-def _curves(facts: Facts) -> Part:
-    part = Part("Training")
-    for title, keys in CURVES.items():
-        series = {name: points for name, key in keys.items() if (points := facts.series(key))}
-        if svg := lines(title, series):
-            part.charts.append(Chart(title, list(series), svg))
-    speed = [(row["step"], row["num_tokens"] / row["seconds"]) for row in facts.metrics if row.get("seconds")]
-    if svg := lines("Tokens a second", {"speed": speed}):
-        part.charts.append(Chart("Tokens a second", ["speed"], svg))
-    tasks = sorted({key for row in facts.metrics for key in row if "." in key})
-    if svg := lines("Tasks", {key: facts.series(key) for key in tasks[:4]}):
-        part.charts.append(Chart("Tasks", tasks[:4], svg))
-    return part
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _events(facts: Facts) -> list[tuple[str, str]]:
+    """What can be told of the way: what the run said, values that are no numbers, checkpoints, and its end."""
+    result = facts.result
+    found = [(each.get("step"), str(each.get("text", ""))) for each in result.get("events") or []]
+    bad = [
+        (row["step"], key)
+        for row in facts.metrics
+        for key in PROGRESS
+        if is_number(row.get(key)) and not is_finite(row[key])
+    ]
+    found += [(step, f"{key} was no finite number") for step, key in bad[:10]]
+    found += [(step, "checkpoint, still in the folder") for step in facts.checkpoints]
+    if result.get("best_step") is not None:
+        found.append((result["best_step"], "the best evaluation"))
+    if "steps" in result:
+        found.append((result["steps"], f"the end: {result.get('status', 'unknown')}"))
+    found.sort(key=lambda each: each[0] if is_number(each[0]) else -1)
+    return [(_count(step), text) for step, text in found]
 
 
 def _data(facts: Facts) -> Part:
-    data, part = facts.manifest.get("data") or {}, Part("Data")
-    rows = []
-    for name, label in (("train", "training"), ("held_out", "held out")):
-        if found := data.get(name):
-            share = f"{found['trained']:,} ({found['trained'] / found['tokens']:.0%})"
-            lengths = found["lengths"]
-            counts = (found["rows"], found["tokens"], lengths["median"], lengths["max"], found["dropped"])
-            rows.append((label, *(f"{n:,}" for n in counts), f"{found['answers_cut']:,}", share))
-    if rows:
-        head = ("", "rows", "tokens", "median", "longest", "dropped", "answers cut", "trained tokens")
-        part.tables.append(Grid(head, rows))
+    data, result, part = facts.manifest.get("data") or {}, facts.result, Part("Data")
+    part.add_table(("source", "tokens trained on", "share"), _sources(facts))
+    head = (
+        "",
+        "rows",
+        "tokens",
+        "trained tokens",
+        "median",
+        "longest",
+        "over-long",
+        "dropped",
+        "answers cut",
+        "sha256",
+    )
+    part.add_table(
+        head,
+        [
+            row
+            for name, label in (("train", "training"), ("held_out", "held out"))
+            if (row := _rows(label, data.get(name)))
+        ],
+    )
+    if streamed := result.get("streamed"):
+        names = [str(name).replace("_", " ") for name in streamed]
+        part.add_table(("", *names), [("streamed", *map(_count, streamed.values()))])
     overlap = data.get("overlap") or {}
-    found_rows = [("rejected rows", data.get("rejected")), ("copies", overlap.get("duplicates")),
-              ("held-out rows that are training rows", overlap.get("exact")),
-              ("held-out rows much like training rows", overlap.get("ngram"))]  # fmt: skip
-    part.note = ", ".join(f"{count:,} {label}" for label, count in found_rows if count)
-    sources = facts.result.get("sources") or []
-    if len(sources) > 1:
-        total = sum(each["trained_tokens"] for each in sources) or 1
-        part.tables.append(Grid(("source", "trained tokens", "share"), [
-            (each["path"], f"{each['trained_tokens']:,}", f"{each['trained_tokens'] / total:.1%}") for each in sources
-        ]))  # fmt: skip
+    counts = [
+        *((data.get("rejected"), "rejected rows"), (overlap.get("duplicates"), "copies")),
+        (overlap.get("exact"), "held-out rows that are training rows"),
+        (overlap.get("ngram"), "held-out rows much like training rows"),
+    ]
+    if said := ", ".join(f"{count:,} {label}" for count, label in counts if is_number(count)):
+        part.notes.append(said)
+    examples = [(name, ", ".join(places)) for name, places in (overlap.get("examples") or {}).items() if places]
+    part.add_table(("overlap", "such as"), examples)
     return part
 
 
-def _answers(facts: Facts) -> Part:
-    part = Part("Answers")
-    if sample := facts.result.get("sample"):
-        texts = [(name, str(sample.get(name) or "")) for name in ("before", "after", "reference")]
-        part.answers.append(Answers(_asked(sample), [each for each in texts if each[1]]))
-    times = facts.tasks
-    for task in list(next(iter(times.values()), {})):
-        lines_of = {when: facts.items(results[task]) for when, results in times.items() if task in results}
-        for same in list(zip(*lines_of.values(), strict=False))[:MAX_ITEMS]:
-            said = [
-                (when, line.get("completion") or line.get("answer", ""))
-                for when, line in zip(lines_of, same, strict=True)
-            ]
-            wanted = " / ".join(same[0].get("references", []))
-            texts = [*said, *([("reference", wanted)] if wanted else [])]
-            part.answers.append(Answers(f"{task}: {_asked(same[0])}", [each for each in texts if each[1]]))
-    return part
+def _sources(facts: Facts) -> list[tuple[str, str, str]]:
+    sources = [each for each in facts.result.get("sources") or [] if each.get("path")]
+    total = sum(each.get("trained_tokens") or 0 for each in sources) or 1
+    return [
+        (str(each["path"]), _count(each.get("trained_tokens")), f"{(each.get('trained_tokens') or 0) / total:.1%}")
+        for each in sources
+    ]
 
 
-def _asked(line: Mapping[str, Any]) -> str:
-    prompt = line.get("prompt", "")
-    text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
-    return text if len(text) <= 300 else text[:300] + " ..."
+def _rows(label: str, found: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    if not found:
+        return None
+    lengths, trained, tokens = found.get("lengths") or {}, found.get("trained"), found.get("tokens")
+    share = f" ({trained / tokens:.0%})" if is_number(trained) and is_number(tokens) and tokens else ""
+    counts = (
+        lengths.get("median"),
+        lengths.get("max"),
+        *(found.get(key) for key in ("overlong", "dropped", "answers_cut")),
+    )
+    hashed = str(found.get("sha256") or "")[:12]
+    return (label, _count(found.get("rows")), _count(tokens), _count(trained) + share, *map(_count, counts), hashed)
 
 
-def _behind(facts: Facts) -> Part:
-    part = Part("Behind it")
-    versions = facts.manifest.get("versions") or {}
-    git = facts.manifest.get("git") or {}
-    rows = [*versions.items()]
-    if git:
-        rows.append(("git", git["commit"][:12] + (" (with changes)" if git.get("dirty") else "")))
-    if rows:
-        part.tables.append(Grid(("software", "version"), rows))
+def _provenance(facts: Facts) -> Part:
+    part, manifest = Part("Provenance"), facts.manifest
+    rows = [(name, str(version)) for name, version in (manifest.get("versions") or {}).items()]
+    rows += [(name, str(manifest[name])) for name in ("python", "platform") if manifest.get(name)]
+    if git := manifest.get("git"):
+        rows.append(("git", str(git.get("commit", ""))[:12] + (" (with changes)" if git.get("dirty") else "")))
+    part.add_table(("software", "version"), rows)
     if facts.recipe:
-        part.folded.append(("recipe.yaml", facts.recipe))
-    if facts.manifest:
-        part.folded.append(("manifest.json", json.dumps(facts.manifest, indent=1, ensure_ascii=False)))
+        part.folded.append(Folded("recipe.yaml", text=facts.recipe))
+    if manifest:
+        part.folded.append(Folded("manifest.json", text=json.dumps(manifest, indent=1, ensure_ascii=False)))
     return part

@@ -1,6 +1,6 @@
 """`tunekit compare`: runs side by side, with a paired test where they answered the same items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,19 @@ from rich.table import Table
 from tunekit.errors import RecipeError
 from tunekit.evals.statistics import paired, said
 from tunekit.evals.task import LIKELIHOOD_METRICS
-from tunekit.recipe.diff import compare
-from tunekit.report.facts import Facts, read_facts
-from tunekit.report.page import Grid, Part, html, interval
+from tunekit.recipe.diff import ABSENT
+from tunekit.recipe.diff import compare as compare_recipes
+from tunekit.recipe.show import flow
+from tunekit.report.charts import COLOURS, shown
+from tunekit.report.facts import Facts, is_number, read_facts
+from tunekit.report.parts import Part, html
+from tunekit.report.scores import add_intervals, interval
 from tunekit.stages.present import rendered
-from tunekit.stages.tasks import item_values
 from tunekit.train.folder import replace_text
 
-FIGURES = ("exit_code", "steps", "tokens", "trained_tokens", "tokens_per_second", "seconds")
+FIGURES = ("status", "exit_code", "steps", "tokens", "trained_tokens", "tokens_per_second", "train_seconds", "seconds")
+# Of what the manifests hold, the rest follows from the recipe or says how large things are.
+FROM_MANIFEST = ("data.train.sha256", "data.held_out.sha256", "base_model.", "versions.", "git.commit")
 
 
 def run(folders: Sequence[str]) -> dict[str, Any]:
@@ -29,82 +34,110 @@ def run(folders: Sequence[str]) -> dict[str, Any]:
     facts = [read_facts(Path(folder)) for folder in folders]
     first, *others = facts
     warnings: list[str] = []
-    tests = {
-        str(other.folder): {key: test for key, test in _paired(first, other, warnings).items()} for other in others
-    }
-    return {
+    report = {
         "runs": list(folders),
-        "figures": {key: [each.result.get(key) for each in facts] for key in FIGURES}
-        | {
-            key: [_after(each).get(key) for each in facts] for key in dict.fromkeys(k for f in facts for k in _after(f))
-        },
-        "scores": {
-            key: [_scores(each).get(key) for each in facts]
-            for key in dict.fromkeys(k for f in facts for k in _scores(f))
-        },
-        "paired": tests,
-        "recipes": {
-            str(other.folder): compare(str(first.folder), str(other.folder))["differences"]
-            for other in others
-            if first.recipe and other.recipe
-        },
+        "figures": _figures(facts),
+        "scores": _beside(facts, _scores),
+        "paired": {str(other.folder): _paired(first, other, warnings) for other in others},
+        "recipes": {str(other.folder): _recipes(first, other, warnings) for other in others},
         "warnings": warnings,
     }
+    warnings += [f"{each.folder}: {text}" for each in facts for text in each.missing]
+    return report
 
 
-def _after(facts: Facts) -> dict[str, Any]:
-    return facts.result.get("after") or {}
+def _figures(facts: Sequence[Facts]) -> dict[str, list[Any]]:
+    """Figures of the runs, and those of their held-out rows, after training and before."""
+    before = _beside(facts, lambda each: each.held_out[0])
+    return (
+        {key: [each.result.get(key) for each in facts] for key in FIGURES}
+        | _beside(facts, lambda each: each.held_out[1])
+        | {f"{key} before": values for key, values in before.items()}
+    )
 
 
-def _last(facts: Facts) -> dict[str, Any]:
-    return facts.tasks.get("after") or facts.tasks.get("measured") or {}
+def _beside(facts: Sequence[Facts], values: Callable[[Facts], Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Each key that a run has with the values of all runs."""
+    found = [values(each) for each in facts]
+    return {key: [each.get(key) for each in found] for key in dict.fromkeys(key for each in found for key in each)}
 
 
 def _scores(facts: Facts) -> dict[str, Any]:
     return {
-        f"{task}.{name}": score for task, result in _last(facts).items() for name, score in result["scores"].items()
+        f"{task}.{name}": score
+        for task, result in facts.last_tasks.items()
+        for name, score in (result.get("scores") or {}).items()
     }
 
 
 def _paired(first: Facts, other: Facts, warnings: list[str]) -> dict[str, Any]:
     """For each metric of items that both answered: the difference, and the sentence that says it."""
     tests: dict[str, Any] = {}
-    for task, result in _last(other).items():
-        against = _last(first).get(task)
+    for task, result in other.last_tasks.items():
+        against = first.last_tasks.get(task)
         if against is None:
             continue
-        if differing := _differing(against["configuration"], result["configuration"]):
+        if differing := _differing(against.get("configuration") or {}, result.get("configuration") or {}):
             warnings.append(f"{task} was asked differently in {other.folder}: {', '.join(differing)}")
-        if not (against.get("items") and result.get("items")):
-            continue
-        one, two = (
-            item_values(each.folder / each_result["items"]) for each, each_result in ((first, against), (other, result))
-        )
-        for metric, score in result["scores"].items():
-            shared = [key for key in two.get(metric, {}) if key in one.get(metric, {})]
-            if shared and metric not in LIKELIHOOD_METRICS:
-                found = paired([one[metric][key] for key in shared], [two[metric][key] for key in shared], seed=0)
-                tests[f"{task}.{metric}"] = found.as_dict() | {"said": said(found, score["better"])}
+        one, two = first.items(against), other.items(result)
+        for metric, score in (result.get("scores") or {}).items():
+            values = [_values(metric, one[key], two[key]) for key in two if key in one]
+            both = [pair for pair in values if len(pair) == 2]
+            if both and metric not in LIKELIHOOD_METRICS:
+                found = paired([before for before, _ in both], [after for _, after in both], seed=0)
+                tests[f"{task}.{metric}"] = found.as_dict() | {"said": said(found, score.get("better", "higher"))}
     return tests
 
 
+def _values(metric: str, *items: Mapping[str, Any]) -> list[float]:
+    """The values of `items`, without those that have none."""
+    values = [(item.get("scores") or {}).get(metric) for item in items]
+    return [float(value) for value in values if is_number(value)]
+
+
 def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """The settings of a task that differ; where its items lie is none, their hash is."""
     return [key for key in dict.fromkeys([*one, *two]) if key != "data" and one.get(key) != two.get(key)]
+
+
+def _recipes(first: Facts, other: Facts, warnings: list[str]) -> list[dict[str, Any]]:
+    """In what the recipes, data, models and versions of two runs differ; nothing where one has no recipe."""
+    if not (first.recipe and other.recipe):
+        return []
+    try:
+        differences = compare_recipes(str(first.folder), str(other.folder))["differences"]
+    except RecipeError as error:
+        warnings.append(str(error))
+        return []
+    return [each for each in differences if each["left"] != each["right"] and _tells(each["key"])]
+
+
+def _tells(key: str) -> bool:
+    where, colon, fact = key.partition(":")
+    return fact.startswith(FROM_MANIFEST) if colon and where == "manifest.json" else key != "output_dir"
 
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = [
-        (
-            key,
-            *("" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value) for value in values),
-        )
+        (key, *map(_cell, values))
         for key, values in report["figures"].items()
+        if any(value is not None for value in values)
     ]
-    scores = [
-        (key, *("" if score is None else interval(score) for score in values))
-        for key, values in report["scores"].items()
-    ]
-    return [*rows, *scores]
+    return [*rows, *((key, *map(interval, values)) for key, values in report["scores"].items())]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return shown(value)
+    return "" if value is None else f"{value:,}" if is_number(value) else str(value)
+
+
+def _sides(difference: Mapping[str, Any]) -> tuple[str, str, str]:
+    key = difference["key"].removeprefix("manifest.json:")
+    left, right = (
+        ABSENT if difference[f"{side}_origin"] is None else flow(difference[side]) for side in ("left", "right")
+    )
+    return (key, left[:12], right[:12]) if key.endswith("sha256") else (key, left, right)
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -116,28 +149,25 @@ def render(report: Mapping[str, Any]) -> str:
     for name, tests in report["paired"].items():
         parts += [f"{name}: {key}: {test['said']}" for key, test in tests.items()]
     for name, differences in report["recipes"].items():
-        parts += [f"{name}: {each['key']}: {each['left']} -> {each['right']}" for each in differences]
+        parts += [f"{name}: {key}: {left} -> {right}" for key, left, right in map(_sides, differences)]
     return rendered([*parts, *(f"warning: {each}" for each in report["warnings"])])
 
 
 def write_page(report: Mapping[str, Any], file: str) -> None:
     """The same as a page of HTML."""
-    sections = [Part("Side by side", tables=[Grid(("", *report["runs"]), _rows(report))])]
-    tests = [(name, key, test["said"]) for name, found in report["paired"].items() for key, test in found.items()]
-    sections.append(
-        Part(
-            "On the same items", tables=[Grid(("run", "score", f"against {report['runs'][0]}"), tests)] if tests else []
-        )
+    runs, tests = report["runs"], report["paired"]
+    beside, items, recipes = Part("Figures and scores"), Part("On the same items"), Part("What differs")
+    bars = [(key, *each) for key, values in report["scores"].items() for each in zip(runs, values, strict=True)]
+    if len(runs) <= COLOURS:
+        add_intervals(beside, bars, runs)
+    beside.add_table(("", *runs), _rows(report))
+    items.add_table(
+        ("run", "score", f"against {runs[0]}"),
+        [(name, key, test["said"]) for name, found in tests.items() for key, test in found.items()],
     )
-    rows = [
-        (name, each["key"], str(each["left"]), str(each["right"]))
-        for name, found in report["recipes"].items()
-        for each in found
-    ]
-    sections.append(
-        Part(
-            "What differs in the recipes",
-            tables=[Grid(("run", "key", report["runs"][0], "here"), rows)] if rows else [],
-        )
+    recipes.add_table(
+        ("run", "key", runs[0], "here"),
+        [(name, *_sides(each)) for name, found in report["recipes"].items() for each in found],
     )
-    replace_text(Path(file), html(title="Runs side by side", missing=report["warnings"], sections=sections))
+    title = "Runs side by side"
+    replace_text(Path(file), html(title=title, missing=report["warnings"], sections=[beside, items, recipes]))

@@ -84,6 +84,16 @@ YAML: dict[str, Case] = {
     "an at sign": Case(BASE + "run_name: @home\n", (":5:11", "cannot begin with @", "Put the value in quotes")),
     "a backtick": Case(BASE + "run_name: `x`\n", (":5:11", "cannot begin with `", "Put the value in quotes")),
     "a percent sign": Case("model: %x\n", (":1:8", "cannot begin with %", "Put the value in quotes")),
+    "a question mark": Case(BASE + "run_name: ? x\n", (":5:11", "cannot begin with -, ?", "Put the value in quotes")),
+    "a dash": Case(BASE + "run_name: - x\n", (":5:11", "cannot begin with -, ?", "Put the value in quotes")),
+    "a bar": Case(BASE + "run_name: | x\n", (":5:13", "cannot begin with -, ?", "Put the value in quotes")),
+    "a colon in braces": Case(BASE + "train: {optim: a: b}\n", (":5:17", '": " in a value', "Put a value that holds")),
+    "an open bracket above": Case(
+        "model: m\ndata: [a, b\noutput_dir: o\n", (":2:7", "begins here has no end", "Close it")
+    ),
+    "text behind quotes": Case(
+        BASE + "run_name: 'a'b\n", (":5:14", "text behind the end of a value", "all of the value")
+    ),
     "a star alone": Case("data: *\n", (":1:7", "cannot begin with * or &", "Put the value in quotes")),
     "a pattern": Case("model: m\noutput_dir: o\ndata: *.jsonl\n", (":3:7", "data: *.jsonl begins with *", "in quotes")),
     "a pattern in a list": Case(sources("**/*.jsonl"), (":5:7", "data.train.0: **/*.jsonl begins with *", "in quotes")),
@@ -236,6 +246,8 @@ VALUES: list[tuple[str, str, str]] = [
     *((key, "{a: b}", f"{key}: a section, must be a number") for key in ("data.eval_split", "data.max_rejected")),
     ("data.train", "[{path: o/a, data_files: {a: b}}]", "data.train.0.data_files: a section, must be text or a list"),
     ("data", "[a, b]", "data: a list, must be a section (keys and values); write train: [...] below data"),
+    ("train", "seed 3", 'train: "seed 3", must be a section (keys and values); write seed: 3'),
+    ("data.train", "{path: a}", "data.train: a section, must be a list; write - before its first key"),
     ("data.eval_split", "10%", "must be a number or a whole number; write 0.1"),
     ("train.warmup_ratio", "2.5 %", "must be a number; write 0.025"),
     ("train.seed", f"'{'9' * 500}'", "99999..., must be a whole number\n"),
@@ -420,6 +432,9 @@ IN_SECTION = [
     ("save: {strategy: steps}", "save.strategy: unknown key; what other tools call strategy is save.steps here"),
     ("train.seed: 1", "train.seed: unknown key; in a file, keys nest: write seed below train"),
     ("train.sede: 1", "train.sede: unknown key; in a file, keys nest: write seed below train"),
+    ("model.path: x", "model.path: unknown key; what other tools call path is model.name_or_path here"),
+    ("data.block_size: 1", "data.block_size: unknown key; what other tools call block_size is data.max_length here"),
+    ("eval.sede: 1", "eval.sede: unknown key; did you mean train.seed?"),
 ]
 # (name, whose it is, what is said of it)
 WITHOUT_COUNTERPART = [
@@ -519,7 +534,7 @@ CONFLICTS: dict[str, Case] = {
     },
     "an adapter of a base that is switched off": Case(
         "extends: base.yaml\nadapter: none\n",
-        ("base.yaml:4:26: adapter.r: has no effect", "adapter: null"),
+        ("base.yaml:4:26: adapter.r: has no effect", "of a base: adapter: null", "on the command line: adapter=none"),
         files={"base.yaml": FULL + "adapter: {type: lora, r: 4}\n"},
     ),
     "a buffer without a stream": Case(data("train: a", "shuffle_buffer: 5"), (":5:19", "add streaming: true")),
