@@ -128,7 +128,7 @@ def _bytes(text: str) -> int:
 
 
 _OF_TEXTS: dict[str, Callable[[Sequence[Reply]], float]] = {
-    "word_perplexity": lambda replies: math.exp(_nats(replies, _words)),
-    "byte_perplexity": lambda replies: math.exp(_nats(replies, _bytes)),
+    "word_perplexity": lambda replies: math.exp(min(_nats(replies, _words), 700.0)),  # of a word without end
+    "byte_perplexity": lambda replies: math.exp(min(_nats(replies, _bytes), 700.0)),
     "bits_per_byte": lambda replies: _nats(replies, _bytes) / math.log(2),
 }

@@ -17,7 +17,8 @@ from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
-from tunekit.report.card import model_card
+from tunekit.report.card import licence_of, model_card
+from tunekit.report.facts import read_facts
 from tunekit.stages import tasks
 from tunekit.stages.artefact import base_passport, write_artefact
 from tunekit.stages.assemble import (
@@ -80,6 +81,7 @@ def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:
         resume(training, start)
         if start is not None:
             stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
+            result["events"].append({"step": training.state.step, "text": f"resumed from {start.path}"})
         replace_text(folder / "recipe.yaml", dump(recipe))
         write_manifest(folder, data=rows.facts, base_model=passport, contract=training.contract)
         engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
@@ -150,9 +152,10 @@ def _finish(
         recipe.run_name or folder.resolve().name,
         facts["recipe"],
         result | _progress(training, folder, []),
-        {"base_model": base_passport(base.location, training.policy), "data": rows.facts},
+        read_facts(folder).manifest,
         f"{folder}/model",
         chat=base.tokenizer.chat_template is not None,
+        licence=licence_of(base.location),
     )
     difference = write_artefact(training.policy, base, folder / "model", facts, served, card)
     plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
@@ -176,6 +179,10 @@ def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str,
         "last_evaluation": state.evaluated,
         "steps": state.step,
         "best_step": state.best_step,
+        "weights": {
+            "trained": sum(each.numel() for each in training.parameters.values()),
+            "all": sum(each.numel() for each in training.policy.model.parameters()),
+        },
         "tokens": state.num_tokens,
         "trained_tokens": state.num_trained_tokens,
         "sources": [

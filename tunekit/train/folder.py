@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from tunekit.errors import MemoryExceeded, RecipeError, StorageError, TunekitError
 from tunekit.train.signals import Stopped
+
+log = logging.getLogger("tunekit")
 
 RESULT = "result.json"
 MANIFEST = "manifest.json"
@@ -83,7 +86,9 @@ def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
     A recipe that is refused does not take the place of what a run before it achieved.
     """
     started = time.time()
-    result: dict[str, Any] = {"stage": stage, "status": "failed", "exit_code": 1}
+    result: dict[str, Any] = {"stage": stage, "status": "failed", "exit_code": 1, "events": []}
+    warnings = _Warnings(result["events"])
+    log.addHandler(warnings)
     try:
         yield result
         result["exit_code"] = 0
@@ -95,10 +100,22 @@ def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
             raise
         raise known from error
     finally:
+        log.removeHandler(warnings)
         result["status"] = STATUS.get(result["exit_code"], "failed")
         result["seconds"] = round(time.time() - started, 2)
         if result["exit_code"] != RecipeError.exit_code or not any(folder.glob("checkpoints/step-*")):
             write_json(folder / RESULT, result)
+
+
+class _Warnings(logging.Handler):
+    """Keeps what a run warns of, for `result.json`."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        super().__init__(logging.WARNING)
+        self.events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.events.append({"step": None, "text": record.getMessage()})
 
 
 def _known(error: BaseException) -> BaseException:
