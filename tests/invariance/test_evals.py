@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tunekit.cli import app
+from tunekit.errors import RecipeError
 from tunekit.evals.answers import Subject
 from tunekit.evals.likelihood import score
 from tunekit.evals.score import run_task
@@ -17,7 +18,7 @@ from tunekit.evals.task import find_task
 from tunekit.models.attention import SEGMENTS
 from tunekit.models.policy import Policy
 from tunekit.models.serve import load_for_inference
-from tunekit.stages import evaluate
+from tunekit.stages import evaluate, report
 
 ROWS = [
     {"q": f"What is {i} and {i * 7}?" + " Say." * (i % 5), "options": [str(8 * i), "none", "x" * (i % 9 + 1)]}
@@ -135,6 +136,60 @@ def test_the_command_writes_scores_and_every_answer(task: Path, tmp_path: Path) 
     assert mine["leakage"]["items"] == len(found) and ("scores_without" in mine["leakage"]) == bool(found)
 
 
+def test_the_report_of_an_evaluation_names_what_leaked_and_the_scores_without_it(task: Path, tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text(json.dumps({"prompt": ROWS[4]["q"], "completion": "32"}) + "\n")
+    found = evaluate.run("tiny-random/llama", [str(task)], output=str(tmp_path / "out"), train_data=[str(train)])
+    without = found["tasks"]["mine"]["leakage"]["scores_without"]["token_f1"]
+    assert without["n"] == 39
+    page = report.run(str(tmp_path / "out")).read_text()
+    assert "1 of 40 items are in the training data" in page and "Without them: exact_match" in page
+    assert "no score" not in page
+
+
+def test_a_finished_evaluation_is_not_overwritten_and_one_that_was_interrupted_is(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", "tiny-random/llama", "--tasks", "blimp", "--limit", "3", "--output", str(tmp_path / "out")]
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "run_task", interrupt)
+        done = CliRunner().invoke(app, words)
+    assert done.exit_code == 130 and "interrupted" in done.output
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["status"], result["exit_code"]) == ("interrupted", 130)
+    assert CliRunner().invoke(app, words).exit_code == 0
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "Choose another --output" in done.output and "resume" not in done.output
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+
+
+def test_a_metric_of_the_hub_is_code_that_runs_only_if_it_may(task: Path, tmp_path: Path) -> None:
+    script = tmp_path / "same_length.py"
+    script.write_text(
+        "import datasets\nimport evaluate\n\n\n"
+        "class SameLength(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        text = datasets.Value('string')\n"
+        "        features = datasets.Features({'predictions': text, 'references': text})\n"
+        "        return evaluate.MetricInfo(description='', citation='', features=features)\n\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'same': sum(len(p) == len(r) for p, r in zip(predictions, references)) / len(predictions)}\n"
+    )
+    content = yaml.safe_load(task.read_text())
+    task.write_text(yaml.safe_dump(content | {"metrics": [f"hub:{script}"]}))
+    with pytest.raises(RecipeError, match="is code of a hub"):
+        evaluate.run("tiny-random/llama", [str(task)], limit=5)
+    found = evaluate.run("tiny-random/llama", [str(task)], limit=5, allow_code=True, output=str(tmp_path / "out"))
+    items = (tmp_path / "out" / "items" / "mine.jsonl").read_text().splitlines()
+    same = [len(line.get("answer", "")) == len(line["references"][0]) for line in map(json.loads, items)]
+    assert found["tasks"]["mine"]["scores"][f"hub:{script}"]["value"] == pytest.approx(sum(same) / 5)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -142,7 +197,7 @@ def test_the_command_writes_scores_and_every_answer(task: Path, tmp_path: Path) 
         (["--tasks", "blimp,blimp"], 2, "given twice"),
         (["--tasks", "blimp", "--data", "mine=x.jsonl"], 2, "is none of the tasks: blimp"),
         (["--tasks", "blimp", "--data", "blimp"], 2, "is not TASK=PATH"),
-        (["--tasks", "blimp", "--data", "blimp=gone.jsonl"], 3, "gone.jsonl"),
+        (["--tasks", "blimp", "--data", "blimp=gone.jsonl"], 3, "or give other rows: --data blimp=PATH"),
         (["--tasks", "blimp", "--engine", "trl"], 2, "Accepted: tunekit, lm-eval"),
         (["--tasks", "arc_eazy", "--engine", "lm-eval"], 2, "did you mean arc_easy"),
     ],

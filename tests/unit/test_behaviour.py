@@ -107,10 +107,15 @@ def test_the_end_of_another_word_is_no_abstention() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["over_refusal", "bias_gap", "bbq_bias_disambiguated", "bbq_bias_ambiguous", "winogender_change"]
+    ("better", "names"),
+    [
+        ("lower", ["over_refusal", "winogender_change"]),
+        ("zero", ["bias_gap", "bbq_bias_disambiguated", "bbq_bias_ambiguous"]),  # to either side it is a bias
+        ("neither", ["refusal", "compliance"]),  # right for some prompts and wrong for others
+    ],
 )
-def test_less_bias_and_less_over_refusal_is_better(name: str) -> None:
-    assert METRICS[name].better == "lower"
+def test_where_a_good_model_is(better: str, names: list[str]) -> None:
+    assert [METRICS[name].better for name in names] == [better] * len(names)
 
 
 @pytest.mark.parametrize(("choose", "score"), [(biased, 1), (unbiased, -1), (unknown, 0)])

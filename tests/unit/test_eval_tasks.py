@@ -61,6 +61,9 @@ def task(tmp_path: Path) -> Any:
         ({"generation": {"max_new_tokens": 0}}, "generation.max_new_tokens"),
         ({"extract": "numbr"}, "did you mean number?"),
         ({"extract": "(", "kind": "generate"}, "no regular expression"),
+        ({"prompt": "Q: {{ question"}, "mine.yaml:5:9: prompt: 'Q: {{ question' is no Jinja: "),
+        ({"choices": ["{{ a }}", "{% b"]}, "choices: '{% b' is no Jinja: "),
+        ({"where": "kind =="}, "where: 'kind ==' is no Jinja: "),
     ],
 )
 def test_what_is_wrong_in_a_task_is_told_with_its_place(task: Any, changes: dict[str, Any], said: str) -> None:
@@ -154,3 +157,11 @@ def test_a_template_reaches_nothing_but_the_row(task: Any) -> None:
     for text in ("{{ ''.__class__.__mro__ }}", "{{ options.append(1) }}"):
         with pytest.raises(DataError, match="do not fit its templates"):
             read_items(task(prompt=text))
+
+
+def test_the_task_that_the_page_shows_fits_its_rows(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "eval.md").read_text()
+    (tmp_path / "t.yaml").write_text("task: " + page.partition("```yaml\ntask: ")[2].partition("```")[0])
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"question": "Is ice hot?", "label": 0, "topic": "ice"}) + "\n")
+    (item,) = read_items(find_task(str(tmp_path / "t.yaml"))).items
+    assert item.gold == 0 and item.group == "ice" and str(item.prompt).count("Answer:") == 3

@@ -282,3 +282,15 @@ def test_junit_can_be_read_whatever_a_group_is_called() -> None:
     text = junit([Verdict(name, "> 1", False, f"{name} is not > 1")], name)
     (suite,) = ElementTree.fromstring(text.encode())
     assert suite.get("name") == 'a.b.<&"????' and suite[0].get("name") == 'a.b.<&"???? > 1'
+
+
+def test_a_baseline_that_was_asked_otherwise_is_none() -> None:
+    asked = {"sha256": "a", "limit": 200, "data": {"path": "here.jsonl"}}
+    mine, theirs = (task(0.5) | {"configuration": asked | more} for more in ({}, {"limit": 20}))
+    gates = [parse_line("blimp.accuracy >= baseline"), parse_line("eval_loss < baseline")]
+    result = MEASURED | {"tasks": {"blimp": mine}, "after": {"eval_loss": 1}}
+    verdicts = check(gates, result, {"tasks": {"blimp": theirs}, "after": {"eval_loss": 2}})
+    assert not verdicts[0].passed and "the baseline was asked otherwise: limit" in verdicts[0].reason
+    assert verdicts[1].passed, "what is no task's has no such settings"
+    moved = task(0.5) | {"configuration": asked | {"data": {"path": "there.jsonl"}}}
+    assert check(gates[:1], result, {"tasks": {"blimp": moved}})[0].passed, "the same items elsewhere"

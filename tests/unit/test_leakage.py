@@ -2,13 +2,15 @@
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tunekit.data import formats, sources
 from tunekit.data.rows import AnyRow, Conversation, Rejected, Text
-from tunekit.evals.leakage import find_leakage
+from tunekit.evals.leakage import Leakage
+from tunekit.evals.leakage import find_leakage as find_in_sets
 
 WORDS = [f"word{i}" for i in range(5000)]
 
@@ -20,6 +22,13 @@ def sentence(seed: int, length: int) -> str:
 def chat(question: str, answer: str, number: int) -> Conversation:
     messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     return Conversation(messages, f"train.jsonl:{number}")
+
+
+def find_leakage(items: list[dict[str, str]], places: list[str], training: Iterable[AnyRow]) -> Leakage:
+    located = list(zip(items, places, strict=False))
+    first, other = find_in_sets([located, [({"text": sentence(-1, 40)}, "other:1")]], training)
+    assert not other.flagged, "what one task has says nothing of another"
+    return first
 
 
 ITEMS = [{"question": sentence(i, 20), "answer": str(i)} for i in range(50)]

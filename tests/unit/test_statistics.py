@@ -131,17 +131,19 @@ def test_models_on_other_items_are_not_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "better", "points", "sentence"),
+    ("change", "better", "sentence"),
     [
-        ([1] * 50 + [0] * 50, "higher", True, "better by 50.0 points"),
-        ([-1] * 50 + [0] * 50, "higher", True, "worse by 50.0 points"),
-        ([-1] * 50 + [0] * 50, "lower", True, "better by 50.0 points"),
-        ([2.5] * 50 + [1.5] * 50, "lower", False, "worse by 2.00 ["),
-        ([-0.03] * 50 + [-0.02] * 50, "lower", False, "better by 0.0250 [0.02"),
-        ([1, -1] * 50, "higher", True, "no difference seen: +0.0 points [-"),
-        ([1] * 4 + [0] * 96, "higher", True, "no difference seen: +4.0 points [1.0, "),
+        ([1] * 50 + [0] * 50, "higher", "better by 50.0 points"),
+        ([-1] * 50 + [0] * 50, "higher", "worse by 50.0 points"),
+        ([-1] * 50 + [0] * 50, "lower", "better by 50.0 points"),
+        ([1] * 50 + [0] * 50, "lower", "worse by 50.0 points"),
+        ([0.03] * 50 + [0.02] * 50, "higher", "better by 2.5 points [2.4"),
+        ([-1] * 50 + [0] * 50, "neither", "changed by -50.0 points [-6"),
+        ([1] * 50 + [0] * 50, "zero", "changed by +50.0 points [4"),
+        ([1, -1] * 50, "higher", "no difference seen: +0.0 points [-"),
+        ([1] * 4 + [0] * 96, "higher", "no difference seen: +4.0 points [1.0, "),
     ],
 )
-def test_a_difference_is_said_in_words(change: list[float], better: str, points: bool, sentence: str) -> None:
-    found = said(paired([0] * 100, change, seed=0), better, points=points)
+def test_a_difference_is_said_in_words(change: list[float], better: str, sentence: str) -> None:
+    found = said(paired([0] * 100, change, seed=0), better)
     assert found.startswith(sentence) and "(n = 100, p = " in found

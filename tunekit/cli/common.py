@@ -76,6 +76,7 @@ def command(as_json: bool = False, *, no_network: bool = False) -> Iterator[None
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from tunekit.data.rows import Prompt
@@ -136,7 +138,11 @@ def _generate(task: Task, items: Sequence[Item], subject: Subject) -> list[Reply
         stop=options.stop,
         poll=subject.poll,
     )
-    texts = iter([text for _, text, _ in sorted(written)])
+    total = sum(fits) * options.samples
+    shown = track(
+        written, task.task, total, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    )
+    texts = iter([text for _, text, _ in sorted(shown)])
     extract = extractor(task.extract)
     replies = []
     for item, fit in zip(items, fits, strict=True):

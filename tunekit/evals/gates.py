@@ -12,12 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
 from tunekit.errors import GateFailed, RecipeError
+from tunekit.recipe.types import CONDITION
 
-_NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-_CONDITION = re.compile(
-    r"\s*(?P<operator><=|>=|==|<|>)\s*"
-    rf"(?:(?P<number>{_NUMBER})|(?P<reference>before|baseline)(?:\s*(?P<sign>[-+*])\s*(?P<by>{_NUMBER}))?)\s*"
-)
 _GATE = re.compile(r"\s*(?P<name>[^<>=\s](?:[^<>=]*[^<>=\s])?)\s*(?P<condition>[<>=].*)")  # a group may be two words
 _COMPARE = {
     "<": lambda a, b: a < b,
@@ -62,11 +58,12 @@ class Verdict:
 
 def parse(name: str, condition: str) -> Gate:
     """Raises `RecipeError` for what is no condition."""
-    found = _CONDITION.fullmatch(condition)
-    number = float(found["number"] or found["by"] or 0) if found else math.nan
-    if found is None or not math.isfinite(number):
+    found = re.fullmatch(CONDITION, condition)
+    operator, whole, reference, changed = found.groups() if found else ("", "nan", None, None)
+    sign, by = (changed.strip()[0], changed.strip()[1:]) if changed else ("+", "0" if reference else whole)
+    if not math.isfinite(float(by)):
         raise RecipeError(f"gate: {name}: {condition!r} is no condition", ACCEPTED)
-    return Gate(name, condition.strip(), found["operator"], found["reference"], found["sign"] or "+", number)
+    return Gate(name, condition.strip(), operator, reference, sign, float(by))
 
 
 def parse_line(text: str) -> Gate:
@@ -97,15 +94,17 @@ def _figures(result: Mapping[str, Any], when: str) -> dict[str, Mapping[str, Any
         name: {"value": value} for name, value in _mapping(result.get(when)).items()
     }
     if when == "after":
-        figures |= {name: {"value": value} for name, value in result.items() if _is_number(value)}
-    tasks = _mapping(result.get("tasks"))
-    if "after" in tasks or "before" in tasks:  # of a training run
-        tasks = _mapping(tasks.get(when))
-    elif when == "before":
-        tasks = {}
-    for task, measured in tasks.items():
+        figures |= {name: {"value": value} for name, value in result.items() if is_number(value)}
+    for task, measured in _tasks(result, when).items():
         figures |= dict(_scores(task, _mapping(measured)))
     return figures
+
+
+def _tasks(result: Mapping[str, Any], when: str) -> Mapping[str, Any]:
+    tasks = _mapping(result.get("tasks"))
+    if "after" in tasks or "before" in tasks:  # of a training run
+        return _mapping(tasks.get(when))
+    return tasks if when == "after" else {}
 
 
 def _scores(task: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -121,7 +120,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
+    """A number of JSON, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -140,7 +140,7 @@ def _verdict(
     if score is None:
         return failed("the result has no such figure" + _near(gate.name, figures["after"]))
     value, low, high = score.get("value"), score.get("low"), score.get("high")
-    if not _is_number(value) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         return failed(f"its value is {value}, which is no number")
     bound, said = gate.by, ""
     if gate.reference is not None:
@@ -148,8 +148,10 @@ def _verdict(
             return failed("there is no baseline (--baseline OTHER/result.json)", value)
         if gate.reference == "baseline" and baseline is not None and not _ended_well(baseline):
             return failed(f"the baseline did not end well: exit code {baseline['exit_code']}", value)
+        if gate.reference == "baseline" and (keys := _asked_otherwise(gate.name, result, baseline or {})):
+            return failed(f"the baseline was asked otherwise: {', '.join(keys)}", value)
         other = figures[gate.reference].get(gate.name, {}).get("value")
-        if not _is_number(other) or not math.isfinite(other):
+        if not is_number(other) or not math.isfinite(other):
             return failed(f"{gate.reference} has no such figure" + _near(gate.name, figures[gate.reference]), value)
         bound = {"+": other + gate.by, "-": other - gate.by, "*": other * gate.by}[gate.sign]
         said = f" ({gate.reference} {other:.4g})"
@@ -170,18 +172,31 @@ def _verdict(
     )
 
 
+def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """In which settings two results of a task were asked differently; where the items lie is none, their hash is."""
+    first, second = (_mapping(each.get("configuration")) for each in (one, two))
+    return [key for key in dict.fromkeys([*first, *second]) if key != "data" and first.get(key) != second.get(key)]
+
+
+def _asked_otherwise(name: str, result: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    """`differing` of the task that a figure is of; nothing where it is of none."""
+    mine, theirs = (_tasks(each, "after") for each in (result, baseline))
+    task = next((task for task in mine if name.startswith(f"{task}.")), None)
+    return differing(_mapping(mine[task]), _mapping(theirs[task])) if task is not None and task in theirs else []
+
+
 def _ended_well(result: Mapping[str, Any]) -> bool:
     """Whether its figures are those of a whole run; one that failed a gate has them."""
     return result.get("exit_code", 0) in (0, GateFailed.exit_code)
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return f" [{low:.4g}, {high:.4g}]" if _is_number(low) and _is_number(high) else ""
+    return f" [{low:.4g}, {high:.4g}]" if is_number(low) and is_number(high) else ""
 
 
 def _doubt(gate: Gate, passed: bool, bound: float, low: float | None, high: float | None) -> str:
     """Said of a gate that is passed, where by its interval the figure may as well be on the other side."""
-    if not (passed and _is_number(low) and _is_number(high)):
+    if not (passed and is_number(low) and is_number(high)):
         return ""
     crosses = {">": low < bound, "<": bound < high}.get(gate.operator[0], low < bound or bound < high)
     return "; passed, but the bound is within the interval" if crosses else ""

@@ -4,24 +4,20 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 
 from tunekit.data import sources
 from tunekit.data.rows import Messages, Rejected
 from tunekit.data.sources import RowSource, first_problems
-from tunekit.errors import DataError, RecipeError
+from tunekit.errors import DataError
 from tunekit.evals.task import FoundTask, Items, Task
+from tunekit.evals.template import evaluated, render
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_JINJA.filters["number"] = lambda value: f"{float(value):g}"
 Row = Mapping[str, Any]
 
 
@@ -29,7 +25,7 @@ Row = Mapping[str, Any]
 class Item:
     """One question: `prompt` is raw text or messages, `gold` the number of the right one of `choices`.
 
-    `references` are the accepted answers where the model writes; `chosen` and `rejected` are those of a preference.
+    `references` are the accepted answers. Of a preference the choices are the better and the worse answer.
     """
 
     place: str
@@ -56,11 +52,18 @@ class Asked:
     sha256: str
 
 
-def find_source(where: Items, file: Path) -> RowSource:
-    """The source of a task's rows; a relative path is one beside the task file, if it is there."""
-    beside = file.parent / where.path
-    path = str(beside) if beside.exists() else where.path
-    return sources.find(path, **where.model_dump(exclude={"path"}))
+def find_source(found: FoundTask, where: Items | None = None) -> RowSource:
+    """The source of a task's rows, or those at `where`; a relative path is one beside the task file, if it is there.
+
+    Raises what `sources.find` raises.
+    """
+    where = where or found.task.data
+    beside = found.file.parent / where.path
+    try:
+        return sources.find(str(beside) if beside.exists() else where.path, **where.model_dump(exclude={"path"}))
+    except DataError as error:
+        fix = f"Correct data in {found.file}, or give other rows: --data {found.task.task}=PATH."
+        raise DataError(f"task {found.task.task}: {error.message}", fix) from error
 
 
 def read_items(found: FoundTask, limit: int | None = None, prepare: Any = None) -> Asked:
@@ -69,14 +72,14 @@ def read_items(found: FoundTask, limit: int | None = None, prepare: Any = None) 
     Raises `DataError` naming the rows that do not have what the task's templates ask for.
     """
     task = found.task
-    source = find_source(task.data, found.file)
+    source = find_source(found)
     rows = [each for each in _read(source, prepare) if task.where is None or _truth(task, each)]
     if not rows:
         raise DataError(f"task {task.task}: {source.name} has no row" + (f" with {task.where}" if task.where else ""))
     chosen = range(len(rows))
     if limit is not None and limit < len(rows):
         chosen = sorted(random.Random(task.seed).sample(chosen, limit))  # type: ignore[assignment]
-    shots = _Shots(task, found.file, prepare, [row for row, _ in rows])
+    shots = _Shots(found, prepare, [row for row, _ in rows])
     items, problems = [], []
     for number in chosen:
         row, place = rows[number]
@@ -116,12 +119,12 @@ def _truth(task: Task, each: tuple[dict[str, Any], str]) -> bool:
 class _Shots:
     """The examples before each item: the same for all, or where they come from the items, never the item itself."""
 
-    def __init__(self, task: Task, file: Path, prepare: Any, rows: Sequence[Row]) -> None:
-        self.task, self.own = task, False
-        given = task.examples
+    def __init__(self, found: FoundTask, prepare: Any, rows: Sequence[Row]) -> None:
+        self.task, self.own = found.task, False
+        task, given = found.task, found.task.examples
         if isinstance(given, Items):
-            source = find_source(given, file)
-            self.own = source.fingerprint() == find_source(task.data, file).fingerprint()
+            source = find_source(found, given)
+            self.own = source.fingerprint() == find_source(found).fingerprint()
             self.rows: Sequence[Row] = rows if self.own else [row for row, _ in _read(source, prepare)]
         else:
             self.rows = given or []
@@ -143,10 +146,10 @@ def _item(task: Task, row: dict[str, Any], place: str, shots: Sequence[Row]) -> 
     if task.kind == "preference":
         choices = (render(str(task.chosen), row), render(str(task.rejected), row))
     elif task.answer is not None:
-        references = tuple(_answers(task, row))
+        answers = _answers(task, row)
         if choices:
-            gold = _number(references[0], choices, is_number=_is_number(task, row))
-            references = (choices[gold],)
+            gold = _number(answers[0], choices)
+        references = (choices[gold],) if choices else tuple(map(_plain, answers))
     group = "" if task.group is None else render(task.group, row)
     return Item(place, row, prompt, choices, gold, references, group)
 
@@ -157,35 +160,31 @@ def _choices(task: Task, row: Row) -> tuple[str, ...]:
     return tuple(render(each, row) for each in task.choices or ())
 
 
-def _answers(task: Task, row: Row) -> list[str]:
-    """The accepted answers; a bare expression in braces may give a list of them."""
-    answer = "" if task.answer is None else task.answer
-    if isinstance(answer, list):
-        return [render(each, row) for each in answer]
-    bare = re.fullmatch(r"\{\{((?:(?!\}\}).)*)\}\}", str(answer).strip(), re.DOTALL)
-    if bare is None:
-        return [render(str(answer), row)]
-    value = evaluated(bare[1], row)
-    values = value if isinstance(value, list | tuple) else [value]
-    return [f"{each:g}" if isinstance(each, float) and each.is_integer() else str(each) for each in values]
+def _answers(task: Task, row: Row) -> list[Any]:
+    """The accepted answers; a bare expression in braces gives its value, which may be a list of them."""
+    if isinstance(task.answer, list):
+        return [render(each, row) for each in task.answer]
+    if not isinstance(task.answer, str):
+        return [task.answer]
+    bare = re.fullmatch(r"\{\{((?:(?!\}\}).)*)\}\}", task.answer.strip(), re.DOTALL)
+    value = render(task.answer, row) if bare is None else evaluated(bare[1], row)
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _is_number(task: Task, row: Row) -> bool:
-    """Whether the answer is a whole number and no text, also where a choice reads the same."""
-    bare = re.fullmatch(r"\{\{((?:(?!\}\}).)*)\}\}", str(task.answer).strip(), re.DOTALL)
-    value = task.answer if bare is None else evaluated(bare[1], row)
-    return isinstance(value, int) and not isinstance(value, bool)
+def _plain(answer: Any) -> str:
+    return f"{answer:g}" if isinstance(answer, float) and answer.is_integer() else str(answer)
 
 
-def _number(answer: str, choices: Sequence[str], *, is_number: bool) -> int:
-    """Which choice an answer names: by its number (from 0), its letter or its text."""
-    if answer in choices and not is_number:
-        return choices.index(answer)
-    if answer.isdigit() and int(answer) < len(choices):
-        return int(answer)
-    if len(answer) == 1 and answer.upper() in LETTERS[: len(choices)]:
-        return LETTERS.index(answer.upper())
-    raise ValueError(f"answer: {answer!r} is none of the choices: {', '.join(map(repr, choices))}")
+def _number(answer: Any, choices: Sequence[str]) -> int:
+    """Which choice an answer names: a whole number its place, from 0; a text its text, its letter or its place."""
+    text = _plain(answer)
+    if text in choices and (isinstance(answer, bool) or not isinstance(answer, int)):
+        return choices.index(text)
+    if text.isdigit() and int(text) < len(choices):
+        return int(text)
+    if len(text) == 1 and text.upper() in LETTERS[: len(choices)]:
+        return LETTERS.index(text.upper())
+    raise ValueError(f"answer: {text!r} is none of the choices: {', '.join(map(repr, choices))}")
 
 
 def _target(task: Task, row: Row) -> str:
@@ -193,7 +192,7 @@ def _target(task: Task, row: Row) -> str:
     if task.example_answer is not None:
         return render(task.example_answer, row)
     answer, choices = _answers(task, row)[0], _choices(task, row)
-    return choices[_number(answer, choices, is_number=_is_number(task, row))] if choices else answer
+    return choices[_number(answer, choices)] if choices else _plain(answer)
 
 
 def _text(task: Task, row: Row, shots: Sequence[Row]) -> str:
@@ -208,31 +207,3 @@ def _conversation(task: Task, row: Row, shots: Sequence[Row]) -> Messages:
         messages.append({"role": "user", "content": render(task.prompt, shot)})
         messages.append({"role": "assistant", "content": _target(task, shot)})
     return (*messages, {"role": "user", "content": render(task.prompt, row)})
-
-
-def render(template: str, row: Row) -> str:
-    return _compiled(template).render(dict(row))
-
-
-def evaluated(expression: str, row: Row) -> Any:
-    return _expression(expression)(dict(row))
-
-
-@lru_cache(1000)
-def _compiled(template: str) -> Template:
-    return _JINJA.from_string(template)
-
-
-@lru_cache(1000)
-def _expression(expression: str) -> Callable[..., Any]:
-    return _JINJA.compile_expression(expression, undefined_to_none=False)
-
-
-def check_templates(task: Task) -> None:
-    """Raises `RecipeError` for a template that is no Jinja."""
-    texts = {"prompt": task.prompt, "group": task.group, "example_answer": task.example_answer}
-    for key, text in texts.items():
-        try:
-            _JINJA.parse(text or "")
-        except TemplateError as error:
-            raise RecipeError(f"task {task.task}: {key}: {error}", "Texts of a task are Jinja templates.") from error

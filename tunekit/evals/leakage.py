@@ -8,7 +8,7 @@ without them too: texts of one domain share phrases, so that a person has to loo
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from tunekit.data.rows import AnyRow
 MIN_WORDS = 6  # of a text that is looked for: shorter ones are said by chance
 SHOWN = 5
 CHUNK = 1000  # training rows that are looked at together
+LENGTHS = range(MIN_WORDS, NGRAM + 1)
+Located: TypeAlias = tuple[Mapping[str, Any], str]
+Chunk: TypeAlias = list[tuple[NDArray[np.int32], str]]
 _WORDS = re.compile(r"\w+")
 
 
@@ -38,48 +41,62 @@ class Leakage:
         return {"items": len(self.flagged), **facts}
 
 
-def find_leakage(items: Sequence[Mapping[str, Any]], places: Sequence[str], training: Iterable[AnyRow]) -> Leakage:
-    """`items` are the rows of a task, `places` where each lies; memory does not grow with `training`."""
+def find_leakage(sets: Sequence[Sequence[Located]], training: Iterable[AnyRow]) -> list[Leakage]:
+    """What of each set of items, `(row, place)`, is in `training`, which is read once and never held."""
     words = _Words()
-    texts, owners_of_text = [], []
-    for number, item in enumerate(items):
-        mine = [text for text in map(words.of, strings(dict(item))) if len(text) >= MIN_WORDS]
-        texts += mine
-        owners_of_text += [number] * len(mine)
+    searches = [_Search(items, words) for items in sets]
     words.grow = False
-    looks = [_Look(texts, np.array(owners_of_text, np.int64), length) for length in range(MIN_WORDS, NGRAM + 1)]
     for chunk in _chunks(training, words):
-        for each in looks:
-            each.at(chunk)
-    share = np.max([each.shares(len(items)) for each in looks], axis=0)
-    exact, near = np.flatnonzero(share == 1), np.flatnonzero((share >= MIN_SHARE) & (share < 1))
-    first = {number: place for each in looks for number, place in each.places.items()}
-    examples = [f"{places[i]} in {first[i]}" + ("" if share[i] == 1 else f" ({share[i]:.0%} of its {NGRAM}-grams)")
-                for i in [*exact.tolist(), *near.tolist()][:SHOWN]]  # fmt: skip
-    short = len(items) - len(set(owners_of_text))
-    return Leakage(tuple(sorted([*exact.tolist(), *near.tolist()])), len(exact), len(near), short, tuple(examples))
+        for length in LENGTHS:
+            grams, rows = ngrams([text for text, _ in chunk], length)
+            for search in searches:
+                search.looks[length].at(grams, rows, chunk)
+    return [search.found() for search in searches]
+
+
+class _Search:
+    """The texts of the items of one task, looked for by all lengths."""
+
+    def __init__(self, items: Sequence[Located], words: "_Words") -> None:
+        self.places = [place for _, place in items]
+        texts, self.owners = [], list[int]()
+        for number, (row, _) in enumerate(items):
+            mine = [text for text in map(words.of, strings(dict(row))) if len(text) >= MIN_WORDS]
+            texts += mine
+            self.owners += [number] * len(mine)
+        self.looks = {length: _Look(texts, np.array(self.owners, np.int64), length) for length in LENGTHS}
+
+    def found(self) -> Leakage:
+        looks, places = self.looks.values(), self.places
+        share = np.max([shares(each.owners, each.seen, len(places)) for each in looks], axis=0)
+        exact = np.flatnonzero(share == 1).tolist()
+        near = np.flatnonzero((share >= MIN_SHARE) & (share < 1)).tolist()
+        first = {number: place for each in looks for number, place in each.places.items()}
+        examples = tuple(
+            f"{places[i]} in {first[i]}" + ("" if share[i] == 1 else f" ({share[i]:.0%} of its {NGRAM}-grams)")
+            for i in [*exact, *near][:SHOWN]
+        )
+        short = len(places) - len(set(self.owners))
+        return Leakage(tuple(sorted([*exact, *near])), len(exact), len(near), short, examples)
 
 
 class _Look:
     """The n-grams of one length: texts of that many words whole, and for the greatest length those of longer ones."""
 
     def __init__(self, texts: Sequence[NDArray[np.int32]], owners: NDArray[np.int64], length: int) -> None:
-        self.length, self.places = length, dict[int, str]()
+        self.places: dict[int, str] = {}
         mine = [i for i, text in enumerate(texts) if len(text) == length or len(text) > length == NGRAM]
         grams, rows = ngrams([texts[i] for i in mine], length)
         self.values, self.owners = own_ngrams(grams, owners[mine][rows])
         self.seen = np.zeros(len(self.values), bool)
 
-    def at(self, chunk: Sequence[tuple[NDArray[np.int32], str]]) -> None:
-        grams, rows = ngrams([text for text, _ in chunk], self.length)
+    def at(self, grams: NDArray[np.uint64], rows: NDArray[np.int64], chunk: Chunk) -> None:
+        """`grams` are those of the texts of `chunk`, `rows` which text each is of."""
         new = among(self.values, grams) & ~self.seen
         self.seen |= new
         for i in np.flatnonzero(new).tolist():
             row = rows[np.flatnonzero(grams == self.values[i])[0]]
             self.places.setdefault(int(self.owners[i]), chunk[row][1])
-
-    def shares(self, num_items: int) -> NDArray[np.float64]:
-        return shares(self.owners, self.seen, num_items)
 
 
 class _Words:
@@ -98,8 +115,8 @@ class _Words:
         return np.array(found, np.int32)
 
 
-def _chunks(training: Iterable[AnyRow], words: _Words) -> Iterator[list[tuple[NDArray[np.int32], str]]]:
-    chunk: list[tuple[NDArray[np.int32], str]] = []
+def _chunks(training: Iterable[AnyRow], words: _Words) -> Iterator[Chunk]:
+    chunk: Chunk = []
     for row in training:
         read = {key: value for key, value in vars(row).items() if key != "source"}
         chunk += [(words.of(text), row.source) for text in strings(read)]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +12,23 @@ LEVEL = 0.95
 RESAMPLES = 2000
 AT_ONCE = 2_000_000  # numbers of resamples that are in memory together
 T = TypeVar("T")
+Better: TypeAlias = Literal["higher", "lower", "zero", "neither"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A figure of `n` items with its 95 % interval; NaN where there is none (no items)."""
+    """A figure of `n` items with its 95 % interval; NaN where there is none (no items).
+
+    `better`: where a good model is: higher, lower, nearest to zero (a bias, to either side), or neither, where it
+    depends on the item (a refusal).
+    """
 
     value: float
     low: float
     high: float
     n: int
     interval: Literal["wilson", "bootstrap"]
-    better: Literal["higher", "lower"] = "higher"
+    better: Better = "higher"
 
     def as_dict(self) -> dict[str, Any]:
         """In JSON's terms: None for what is no number."""
@@ -107,20 +112,21 @@ def _p_value(change: NDArray[np.float64], seed: int) -> float:
     return float(test.pvalue)
 
 
-def said(difference: Difference, better: str = "higher", *, points: bool = True) -> str:
-    """A sentence: "better by 3.1 points [0.4, 5.9] (n = 500, p = 0.02)". `points`: the score is a share.
+def said(difference: Difference, better: str = "higher") -> str:
+    """A sentence, of a score that is a share: "better by 3.1 points [0.4, 5.9] (n = 500, p = 0.02)".
 
     A difference is said to be one where interval and test agree on it: of few changed items the interval is too narrow.
     """
-    scale, unit, form = (100, " points", ".1f") if points else (1, "", "#.3g")
-    value, low, high = (scale * each for each in (difference.value, difference.low, difference.high))
+    value, low, high = (100 * each for each in (difference.value, difference.low, difference.high))
     facts = f"(n = {difference.n:,}, p = {difference.p_value:.2g})"
     if low <= 0 <= high or difference.p_value >= 1 - LEVEL:
-        return f"no difference seen: {value:+{form}}{unit} [{low:{form}}, {high:{form}}] {facts}"
+        return f"no difference seen: {value:+.1f} points [{low:.1f}, {high:.1f}] {facts}"
+    if better not in ("higher", "lower"):
+        return f"changed by {value:+.1f} points [{low:.1f}, {high:.1f}] {facts}"
     word = "better" if (value > 0) == (better == "higher") else "worse"
     if value < 0:
         low, high = -high, -low
-    return f"{word} by {abs(value):{form}}{unit} [{low:{form}}, {high:{form}}] {facts}"
+    return f"{word} by {abs(value):.1f} points [{low:.1f}, {high:.1f}] {facts}"
 
 
 def _resample(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

@@ -4,22 +4,25 @@ Texts of a task are Jinja templates over the columns of a row. A path in a task 
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jinja2 import TemplateSyntaxError
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from tunekit.errors import RecipeError
 from tunekit.evals.extract import extractor
 from tunekit.evals.metrics import METRICS
+from tunekit.evals.template import compiled, compiled_expression
 from tunekit.recipe.explain import place_of
 from tunekit.recipe.parse import Document, Problem, parse
 from tunekit.recipe.types import Count, Section, Text
 
+TEMPLATES = ("prompt", "answer", "example_answer", "group", "chosen", "rejected")
 SHIPPED = Path(str(files("tunekit.evals"))) / "tasks"
 CHOICE_METRICS = ("accuracy", "acc_norm")
 LIKELIHOOD_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
@@ -84,7 +87,8 @@ class Task(Section):
         if self.few_shot and not self.examples:
             raise PydanticCustomError("needed", "few_shot needs examples: rows, or where they lie")
         for name in self.metrics:
-            if name not in (known := metrics_of(self.kind)):
+            of_hub = name.startswith("hub:") and self.kind in ("generate", "multiple_choice")
+            if name not in (known := metrics_of(self.kind)) and not of_hub:
                 near = difflib.get_close_matches(name, known, n=1)
                 guess = f"; did you mean {near[0]}?" if near else ""
                 facts = {"name": name, "known": ", ".join(known), "guess": guess, "kind": self.kind}
@@ -139,7 +143,25 @@ def find_task(name: str, changes: Mapping[str, Any] | None = None) -> FoundTask:
     if document.problems:
         raise RecipeError(document.report(document.problems))
     extractor(task.extract)
+    if problems := list(_bad_templates(document, task)):
+        raise RecipeError(document.report(problems))
     return FoundTask(task, file)
+
+
+def _bad_templates(document: Document, task: Task) -> Iterator[Problem]:
+    """Texts that are no Jinja, which would fail alike on each row."""
+    values = {key: getattr(task, key) for key in TEMPLATES}
+    texts = [(key, text) for key, value in values.items() for text in (value if isinstance(value, list) else [value])]
+    checks: list[tuple[str, str, Callable[[str], Any]]] = []
+    checks += [(key, text, compiled) for key, text in texts if isinstance(text, str)]
+    checks += [("choices", text, compiled) for text in (task.choices if isinstance(task.choices, list) else ())]
+    expressions = {"where": task.where, "choices": task.choices}
+    checks += [(key, text, compiled_expression) for key, text in expressions.items() if isinstance(text, str)]
+    for key, text, compile_text in checks:
+        try:
+            compile_text(text)
+        except TemplateSyntaxError as error:
+            yield Problem((key,), place_of(document, (key,)).of_value, f"{text!r} is no Jinja: {error.message}")
 
 
 def _text(file: Path) -> str:

@@ -25,7 +25,7 @@ MAX_NUMBER = 1e9  # of what has no limit of its own: more is a slip, and some of
 MAX_LAYER = 9999
 _RANGE = r"\s*[0-9]{1,4}\s*(-\s*[0-9]{1,4}\s*)?"
 LAYERS = rf"^{_RANGE}(,{_RANGE})*$"
-_NUMBER = r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?"
+_NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 CONDITION = rf"\s*(<=|>=|==|<|>)\s*({_NUMBER}|(before|baseline)(\s*[-+*]\s*{_NUMBER})?)\s*"
 LEFT_OUT: Any = None
 VARIABLE = re.compile(r"\$(\w|\{)")

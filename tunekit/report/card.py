@@ -7,9 +7,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tunekit import __version__
+from tunekit.evals.gates import is_number
 from tunekit.models.load import Location, passport_of
 from tunekit.report.charts import shown
-from tunekit.report.facts import is_number
 from tunekit.report.scores import interval
 
 NOT_ON_HUB = (".", "/", "~", "memory:", "tiny-random/")

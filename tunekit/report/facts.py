@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from tunekit.errors import StorageError
+from tunekit.evals.gates import is_number
 from tunekit.train.folder import MANIFEST, RESULT
 from tunekit.train.report import read_metrics
 
@@ -84,10 +85,6 @@ class Facts:
                 yield dict(json.loads(line))
             except (ValueError, TypeError):
                 self.missing.append(f"{file.name}:{number} cannot be read")
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> TypeGuard[float]:

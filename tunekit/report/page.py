@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tunekit.evals.gates import is_number
 from tunekit.report.charts import shown
-from tunekit.report.facts import Facts, is_finite, is_number
+from tunekit.report.facts import Facts, is_finite
 from tunekit.report.parts import Folded, Part, html
 from tunekit.report.scores import answers, scores
 

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tunekit.evals.gates import is_number
 from tunekit.report.charts import Interval, ranged, shown, whiskers
-from tunekit.report.facts import Facts, Key, is_finite, is_number
+from tunekit.report.facts import Facts, Key, is_finite
 from tunekit.report.parts import Answers, Folded, Grid, Part
 
 MAX_ITEMS = 5  # of a task, shown with what was answered
@@ -99,7 +100,7 @@ def _leakage(task: str, result: Mapping[str, Any]) -> Iterator[str]:
     found = result.get("leakage") or {}
     if found.get("items"):
         examples = "; ".join(found.get("examples") or [])
-        without = (f"{name} {interval(score)}" for name, score in (result.get("scores_without") or {}).items())
+        without = (f"{name} {interval(score)}" for name, score in (found.get("scores_without") or {}).items())
         yield (
             f"{task}: {found['items']:,} of {result.get('n', 0):,} items are in the training data"
             + (f", such as {examples}" if examples else "")

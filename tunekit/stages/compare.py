@@ -1,19 +1,19 @@
 """`tunekit compare`: runs side by side, with a paired test where they answered the same items."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from tunekit.errors import RecipeError
-from tunekit.evals.statistics import paired, said
-from tunekit.evals.task import LIKELIHOOD_METRICS
+from tunekit.evals.gates import differing, is_number
+from tunekit.evals.statistics import Difference, paired, said
 from tunekit.recipe.diff import ABSENT
 from tunekit.recipe.diff import compare as compare_recipes
 from tunekit.recipe.show import flow
 from tunekit.report.charts import COLOURS, shown
-from tunekit.report.facts import Facts, is_number, read_facts
+from tunekit.report.facts import Facts, Key, read_facts
 from tunekit.report.parts import Part, html
 from tunekit.report.scores import add_intervals, interval
 from tunekit.stages.present import rendered
@@ -77,27 +77,31 @@ def _paired(first: Facts, other: Facts, warnings: list[str]) -> dict[str, Any]:
         against = first.last_tasks.get(task)
         if against is None:
             continue
-        if differing := _differing(against.get("configuration") or {}, result.get("configuration") or {}):
-            warnings.append(f"{task} was asked differently in {other.folder}: {', '.join(differing)}")
-        one, two = first.items(against), other.items(result)
-        for metric, score in (result.get("scores") or {}).items():
-            values = [_values(metric, one[key], two[key]) for key in two if key in one]
-            both = [pair for pair in values if len(pair) == 2]
-            if both and metric not in LIKELIHOOD_METRICS:
-                found = paired([before for before, _ in both], [after for _, after in both], seed=0)
-                tests[f"{task}.{metric}"] = found.as_dict() | {"said": said(found, score.get("better", "higher"))}
+        if keys := differing(against, result):
+            warnings.append(f"{task} was asked differently in {other.folder}: {', '.join(keys)}")
+        scores = result.get("scores") or {}
+        for metric, found in differences(first.items(against), other.items(result), scores).items():
+            better = scores[metric].get("better", "higher")
+            tests[f"{task}.{metric}"] = found.as_dict() | {"said": said(found, better)}
     return tests
+
+
+def differences(
+    one: Mapping[Key, Mapping[str, Any]], two: Mapping[Key, Mapping[str, Any]], metrics: Iterable[str]
+) -> dict[str, Difference]:
+    """For each metric that has a value for each item: the second answers against the first, on the same items."""
+    found = {}
+    for metric in metrics:
+        pairs = [_values(metric, one[key], two[key]) for key in two if key in one]
+        if both := [pair for pair in pairs if len(pair) == 2]:
+            found[metric] = paired([before for before, _ in both], [after for _, after in both], seed=0)
+    return found
 
 
 def _values(metric: str, *items: Mapping[str, Any]) -> list[float]:
     """The values of `items`, without those that have none."""
     values = [(item.get("scores") or {}).get(metric) for item in items]
     return [float(value) for value in values if is_number(value)]
-
-
-def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
-    """The settings of a task that differ; where its items lie is none, their hash is."""
-    return [key for key in dict.fromkeys([*one, *two]) if key != "data" and one.get(key) != two.get(key)]
 
 
 def _recipes(first: Facts, other: Facts, warnings: list[str]) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
 from tunekit.evals.answers import Subject
 from tunekit.evals.harness import run_harness
+from tunekit.evals.items import find_source
 from tunekit.evals.leakage import find_leakage
+from tunekit.evals.metrics.hub import HUB, hub_metric, register
 from tunekit.evals.score import TaskResult, run_task, summarise
 from tunekit.evals.task import FoundTask, find_task
 from tunekit.models.load import locate, weights_hash
@@ -27,7 +29,7 @@ from tunekit.models.policy import Policy
 from tunekit.models.reward import load_reward_model
 from tunekit.models.serve import load_for_inference
 from tunekit.stages.present import rendered
-from tunekit.train.folder import open_folder, replace_text, result_file
+from tunekit.train.folder import check_folder, open_folder, replace_text, result_file
 
 log = logging.getLogger("tunekit")
 
@@ -54,7 +56,14 @@ def run(
     `data` gives a task other items, by its name. With `output`, the result and every answer are written there. The
     items are looked for in `train_data`. `engine` may be `lm-eval`, whose tasks and scores are then meant.
     """
+    _check_output(output)
     training = [Reading(sources.find(path)) for path in train_data]
+    # All that the user may have mistyped is told before a model is loaded.
+    found = [] if engine == "lm-eval" else find_tasks(tasks, data, seed)
+    functions = [_function(each, allow_code) for each in found]
+    register_hub_metrics(found, allow_code)
+    for each in found:
+        find_source(each)
 
     def measure(folder: Path | None, result: dict[str, Any]) -> dict[str, Any]:
         location = locate(name)
@@ -65,14 +74,14 @@ def run(
                 model, tokenizer, tasks, data=data or {}, limit=limit, batch_size=batch_size, seed=seed or 0
             )
             return result
-        found = find_tasks(tasks, data, seed)
-        prepare = {each.task.task: _function(each, allow_code) for each in found}
         subject = _subject(name, dtype, batch_size, rewards=any(each.task.kind == "preference" for each in found))
         result["tasks"] = {}
-        for each in found:
+        measured = []
+        for each, function in zip(found, functions, strict=True):
             log.info("task %s", each.task.task)
-            measured = run_task(each, subject, limit, prepare[each.task.task])
-            result["tasks"][each.task.task] = kept(measured, folder) | leaked(measured, training)
+            measured.append(run_task(each, subject, limit, function))
+            result["tasks"][each.task.task] = kept(measured[-1], folder)
+        add_leakage(result["tasks"], measured, training)
         return result
 
     if output is None:
@@ -81,21 +90,30 @@ def run(
         return measure(folder, result)
 
 
-def leaked(measured: TaskResult, training: Sequence[Reading]) -> dict[str, Any]:
-    """What of a task's items is in the training data, and its scores without them; nothing without training data."""
-    if not training:
-        return {}
-    items = [reply.item for reply in measured.replies]
+def _check_output(output: str | None) -> None:
+    """Raises `RecipeError` where there is something already: the result of another evaluation is not overwritten."""
+    try:
+        check_folder(Path(output or "."), resuming=output is None)
+    except RecipeError as error:
+        message = error.message.replace("output_dir", "--output")
+        raise RecipeError(message, "Choose another --output, or remove the folder.") from error
+
+
+def add_leakage(results: Mapping[str, Any], measured: Sequence[TaskResult], training: Sequence[Reading]) -> None:
+    """Adds to the result of each task what of its items is in the training data, and its scores without them."""
+    if not training or not measured:
+        return
     rows = (row for each in training for row in each.rows(Found()) if not isinstance(row, Rejected))
-    leakage = find_leakage([item.row for item in items], [item.place for item in items], rows)
-    report: dict[str, Any] = leakage.as_dict()
-    if leakage.flagged:
-        found = set(leakage.flagged)
-        clean = [reply for i, reply in enumerate(measured.replies) if i not in found]
-        report["scores_without"] = {name: each.as_dict() for name, each in summarise(measured.task, clean)[0].items()}
-        log.warning("%s: %d of %d items are in the training data, such as %s", measured.task.task, len(found),
-                    len(items), "; ".join(leakage.examples))  # fmt: skip
-    return {"leakage": report}
+    sets = [[(reply.item.row, reply.item.place) for reply in each.replies] for each in measured]
+    for each, leakage in zip(measured, find_leakage(sets, rows), strict=True):
+        report: dict[str, Any] = leakage.as_dict()
+        if leakage.flagged:
+            flagged = set(leakage.flagged)
+            clean = [reply for i, reply in enumerate(each.replies) if i not in flagged]
+            report["scores_without"] = {name: score.as_dict() for name, score in summarise(each.task, clean)[0].items()}
+            counts, examples = (len(flagged), len(each.replies)), "; ".join(leakage.examples)
+            log.warning("%s: %d of %d items are in the training data, such as %s", each.task.task, *counts, examples)
+        results[each.task.task]["leakage"] = report
 
 
 def find_tasks(names: Sequence[str], data: Mapping[str, str] | None = None, seed: int | None = None) -> list[FoundTask]:
@@ -140,6 +158,17 @@ def _function(found: FoundTask, allow_code: bool) -> Callable[[Any], Any] | None
         raise RecipeError(f"{found.file}: prepare: {path} has no function {function}")
     made: Callable[[Any], Any] = getattr(module, function)
     return made
+
+
+def register_hub_metrics(tasks: Sequence[FoundTask], allow_code: bool) -> None:
+    """Loads the metrics that tasks call `hub:NAME`. Raises `RecipeError` where their code may not run."""
+    for each in tasks:
+        for name in each.task.metrics:
+            if not name.startswith(HUB):
+                continue
+            if not allow_code:
+                raise RecipeError(f"{each.file}: metrics: {name} is code of a hub", "Give --allow-code if it may run.")
+            register(name, hub_metric(name.removeprefix(HUB)))
 
 
 def _subject(name: str, dtype: str, batch_size: int, *, rewards: bool) -> Subject:

@@ -1,6 +1,5 @@
 """Tasks and gates of a training run: measured before and after, compared item by item, checked at the end."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +9,16 @@ from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
 from tunekit.evals.answers import Subject
 from tunekit.evals.gates import Gate, check, failure, parse
+from tunekit.evals.metrics.hub import HUB
 from tunekit.evals.score import run_task
-from tunekit.evals.statistics import paired, said
-from tunekit.evals.task import LIKELIHOOD_METRICS, FoundTask, find_task
+from tunekit.evals.statistics import said
+from tunekit.evals.task import FoundTask, find_task
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
+from tunekit.report.facts import read_facts
 from tunekit.stages.base import Base
-from tunekit.stages.evaluate import kept, leaked, shown
+from tunekit.stages.compare import differences
+from tunekit.stages.evaluate import add_leakage, kept, shown
 from tunekit.train.loop import Evaluate
 
 log = logging.getLogger("tunekit")
@@ -30,9 +32,10 @@ def find(recipe: Recipe) -> list[FoundTask]:
     for each in found:
         if each.task.kind == "preference":
             raise RecipeError(f"eval.tasks: {each.task.task} is for reward models", "Measure one with tunekit eval.")
-        if each.task.prepare is not None:
+        if each.task.prepare is not None or any(name.startswith(HUB) for name in each.task.metrics):
             raise RecipeError(
-                f"eval.tasks: {each.file} names code (prepare), which a recipe does not run", "See tunekit eval."
+                f"eval.tasks: {each.file} names code (prepare, or a metric of a hub), which a recipe does not run",
+                "Measure it with tunekit eval --allow-code.",
             )
     gates_of(recipe, found)
     return found
@@ -60,18 +63,18 @@ def measure(
     folder: Path,
     when: str,
     training: Sequence[Reading] = (),
-    poll: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """The result of each task; answers go to `items/TASK.WHEN.jsonl`."""
-    subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll=poll)
-    results = {}
+    """The result of each task; answers go to `items/TASK.WHEN.jsonl`, and its items are looked for in `training`."""
+    subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size)
+    results, found = {}, []
     for each in tasks:
         name = each.task.task
         log.info("task %s, %s training", name, when)
-        measured = run_task(each, subject, recipe.eval.task_limit)
-        results[name] = kept(measured, folder, f".{when}") | leaked(measured, training)
+        found.append(run_task(each, subject, recipe.eval.task_limit))
+        results[name] = kept(found[-1], folder, f".{when}")
         for metric, score in results[name]["scores"].items():
             log.info("  %s %s (%s)", metric, *shown(score)[:2])
+    add_leakage(results, found, training)
     return results
 
 
@@ -94,32 +97,18 @@ def change(before: dict[str, Any], after: dict[str, Any], folder: Path) -> dict[
 
     Where the answers before training are not in `folder` (the run began in another), nothing can be compared.
     """
+    facts = read_facts(folder)
     found: dict[str, Any] = {}
     for name, task in after.items():
-        if name not in before or not (folder / before[name]["items"]).is_file():
+        first = facts.items(before.get(name, {}))
+        if not first:
             log.warning("%s: its answers before training are not here: no comparison by item", name)
             continue
-        first, second = (item_values(folder / when[name]["items"]) for when in (before, after))
-        for metric, score in task["scores"].items():
-            shared = [key for key in second.get(metric, {}) if key in first.get(metric, {})]
-            if not shared or metric in LIKELIHOOD_METRICS:
-                continue
-            difference = paired(*([values[metric][key] for key in shared] for values in (first, second)), seed=0)
-            found.setdefault(name, {})[metric] = difference.as_dict()
-            log.info("%s.%s: %s", name, metric, said(difference, score["better"]))
+        changed = differences(first, facts.items(task), task["scores"])
+        found[name] = {metric: difference.as_dict() for metric, difference in changed.items()}
+        for metric, difference in changed.items():
+            log.info("%s.%s: %s", name, metric, said(difference, task["scores"][metric]["better"]))
     return found
-
-
-def item_values(file: Path) -> dict[str, dict[tuple[str, int], float]]:
-    """The value of each item by metric, under its id and how often that came before."""
-    values: dict[str, dict[tuple[str, int], float]] = {}
-    seen: dict[str, int] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        item = json.loads(line)
-        number = seen[item["id"]] = seen.get(item["id"], -1) + 1
-        for metric, value in item.get("scores", {}).items():
-            values.setdefault(metric, {})[item["id"], number] = value
-    return values
 
 
 def check_gates(recipe: Recipe, tasks: Sequence[FoundTask], result: dict[str, Any]) -> None:

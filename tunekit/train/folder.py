@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from tunekit.errors import MemoryExceeded, RecipeError, StorageError, TunekitError
+from tunekit.errors import Interrupted, MemoryExceeded, RecipeError, StorageError, TunekitError
 from tunekit.train.signals import Stopped
 
 log = logging.getLogger("tunekit")
@@ -76,7 +76,17 @@ def check_folder(folder: Path, resuming: bool) -> None:
 def _failed_early(folder: Path) -> bool:
     """Whether `folder` is what a run left that ended before its first checkpoint: nothing in it is worth keeping."""
     ours = (folder / RESULT).is_file() or (folder / MANIFEST).is_file()
-    return ours and not (folder / "model").exists() and not any(folder.glob("checkpoints/step-*"))
+    return ours and not _is_done(folder) and not any(folder.glob("checkpoints/step-*"))
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether there is a model, or the result of a run that came to its end, such as an evaluation."""
+    if (folder / "model").exists():
+        return True
+    try:
+        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8"))["exit_code"] == 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager
@@ -122,6 +132,8 @@ def _known(error: BaseException) -> BaseException:
     """A signal, a full or read-only disk and exhausted memory, wherever they strike, as errors that a user can meet."""
     if isinstance(error, Stopped):
         return error.error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted before the end")
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return StorageError(f"{error.filename or 'output_dir'}: {error.strerror}")
     if out_of_memory(error):

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunekit.errors import MissingEnvironment, RecipeError
-from tunekit.evals.metrics.metric import METRICS, Answered
+from tunekit.evals.metrics.metric import METRICS, Answered, Metric
+
+HUB = "hub:"  # before the name of a metric of the hub, in a task
 
 
 def as_evaluate(name: str) -> Any:
@@ -68,6 +70,17 @@ def value_of(name: str, answers: Sequence[Answered]) -> float:
     assert metric.of_item is not None
     values = [value for each in answers if (value := metric.of_item(each)) is not None]
     return sum(values) / len(values) if values else float("nan")
+
+
+def register(name: str, loaded: Any) -> None:
+    """Makes a metric of `evaluate` one that tasks can name; its first figure counts, of the first reference of each."""
+
+    def of_set(answers: Sequence[Answered]) -> float:
+        predictions = [each.prediction for each in answers]
+        found = loaded.compute(predictions=predictions, references=[each.references[0] for each in answers])
+        return next(float(value) for value in found.values() if isinstance(value, int | float))
+
+    METRICS[name] = Metric(name, of_set=of_set)
 
 
 def hub_metric(name: str) -> Any:

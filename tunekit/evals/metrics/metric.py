@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
+
+from tunekit.evals.statistics import Better
 
 ItemFunction: TypeAlias = Callable[["Answered"], float | None]
 SetFunction: TypeAlias = Callable[[Sequence["Answered"]], float]
@@ -37,13 +39,13 @@ class Metric:
     of_item: ItemFunction | None = None
     of_set: SetFunction | None = None
     parts: Callable[[Sequence["Answered"]], list[float]] | None = None
-    better: Literal["higher", "lower"] = "higher"
+    better: Better = "higher"
 
 
 METRICS: dict[str, Metric] = {}
 
 
-def item_metric(name: str, *, better: Literal["higher", "lower"] = "higher") -> Callable[[ItemFunction], ItemFunction]:
+def item_metric(name: str, *, better: Better = "higher") -> Callable[[ItemFunction], ItemFunction]:
     """Registers a function of one answer under `name`; the score of a task is its mean."""
 
     def register(function: ItemFunction) -> ItemFunction:
@@ -56,7 +58,7 @@ def item_metric(name: str, *, better: Literal["higher", "lower"] = "higher") -> 
 def set_metric(
     name: str,
     *,
-    better: Literal["higher", "lower"] = "higher",
+    better: Better = "higher",
     parts: Callable[[Sequence[Answered]], list[float]] | None = None,
 ) -> Callable[[SetFunction], SetFunction]:
     """Registers a function of all answers together under `name`, such as a correlation; `parts` as in `Metric`."""
