@@ -11,6 +11,7 @@ import pytest
 
 from tunekit.errors import DataError
 from tunekit.evals.metrics import METRICS, Answered, behaviour, classification
+from tunekit.evals.metrics.ifeval import followed
 
 
 def labelled(predictions: Sequence[str], references: Sequence[str], **row: Any) -> list[Answered]:
@@ -262,3 +263,23 @@ def test_the_parts_of_a_metric_are_what_it_is_the_mean_of() -> None:
         assert metric.parts is not None and metric.of_set is not None
         parts = metric.parts(answers)
         assert len(parts) == count and sum(parts) / count == pytest.approx(metric.of_set(answers))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Say hi."}, "instruction_id_list and kwargs"),
+        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "instruction_id_list and kwargs"),
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [{}]}, "keywords"),
+        (
+            {
+                "instruction_id_list": ["length_constraints:number_words"],
+                "kwargs": [{"num_words": 3, "relation": "about"}],
+            },
+            "less than, at least",
+        ),
+    ],
+)
+def test_an_instruction_that_cannot_be_verified_is_named_and_no_traceback(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        followed(row, "One, two.", loose=False)

@@ -9,7 +9,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 from tunekit.errors import DataError, MissingEnvironment
@@ -35,6 +36,8 @@ def check(name: str) -> Callable[[Check], Check]:
 
 
 def _compare(count: int, relation: str, wanted: int) -> bool:
+    if relation not in ("less than", "at least"):
+        raise DataError(f'ifeval: relation "{relation}"; accepted: less than, at least')
     return count < wanted if relation == "less than" else count >= wanted
 
 
@@ -200,13 +203,28 @@ def followed(row: dict[str, Any], text: str, *, loose: bool) -> list[bool]:
         lines = text.split("\n")
         cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
         texts = [each for whole in (text, *cut) for each in (whole, whole.replace("*", ""))]
-    verdicts = []
-    for name, given in zip(row["instruction_id_list"], row["kwargs"], strict=True):
+    return [any(each.strip() and check(each) for each in texts) for check in _checks_of(row)]
+
+
+def _checks_of(row: dict[str, Any]) -> list[Check]:
+    """The instructions of a row, each with its arguments. Raises `DataError` where one cannot be verified."""
+    names, given = (row.get(key) for key in ("instruction_id_list", "kwargs"))
+    if not isinstance(names, list) or not isinstance(given, list) or len(names) != len(given) or not names:
+        raise DataError(
+            f"ifeval: a row needs instruction_id_list and kwargs, two lists of one length; it has {', '.join(row)}"
+        )
+    found: list[Check] = []
+    for name, values in zip(names, given, strict=True):
         if name not in CHECKS:
             raise DataError(f"ifeval: {name} is no instruction that can be verified; accepted: {', '.join(CHECKS)}")
-        arguments = {key: value for key, value in given.items() if value}  # tables have the keys of all instructions
-        verdicts.append(any(each.strip() and CHECKS[name](each, **arguments) for each in texts))
-    return verdicts
+        # Tables have the keys of all instructions.
+        arguments = {key: value for key, value in (values or {}).items() if value}
+        try:
+            signature(CHECKS[name]).bind("", **arguments)
+        except TypeError as error:
+            raise DataError(f"ifeval: kwargs of {name}: {error}") from error
+        found.append(partial(CHECKS[name], **arguments))
+    return found
 
 
 @item_metric("prompt_strict")
