@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tunekit.recipe.losses import LOSSES, keys_of
 from tunekit.recipe.schema import Recipe, Source
 
 HEAD = """# Recipe keys
@@ -14,7 +15,9 @@ Made from the schema by `python docs/make_recipe_page.py`. `tunekit show RECIPE`
 value with its origin: default, file:line, override or derived.
 
 - Short forms: `model: NAME`, `adapter: lora`, `data: PATH` (or `data.train`, `data.eval`: a path or a list of paths),
-  `report_to: NAME`.
+  `objective: LOSS`, `report_to: NAME`.
+- `stage` need not be said: it is that of the command, `tunekit sft`, `reward`, `dpo` or `kto`; a recipe that says
+  another one, or whose loss is for another one, is refused. The last table below says which keys each loss takes.
 - `extends: base.yaml`, or a list of files, beside the recipe: sections are merged by key, anything else is replaced; a
   later base wins over an earlier one, the recipe over all. `null` resets a value of a base.
 - Paths: a leading `~` is expanded, environment variables are not and are refused; a pattern that begins with `*` stands
@@ -35,7 +38,8 @@ def page() -> str:
     for name, field in Recipe.model_fields.items():
         if section := _section(field.annotation):
             lines += _table(f"`{name}`: {field.description}", section.model_fields)
-    return "\n".join(lines + _table("`data.train[]`, `data.eval[]`: one source of rows.", Source.model_fields))
+    lines += _table("`data.train[]`, `data.eval[]`: one source of rows.", Source.model_fields)
+    return "\n".join(lines + _losses())
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -46,6 +50,19 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _table(title: str, fields: dict[str, Any]) -> list[str]:
     rows = [f"| `{name}` | {_default(field)} | {field.description} |" for name, field in fields.items()]
     return [f"## {title}\n", "| key | default | |", "|---|---|---|", *rows, ""]
+
+
+def _losses() -> list[str]:
+    lines = ["## `objective.loss`: the losses, and the keys of each with their defaults\n", "| loss | stage | keys |"]
+    lines.append("|---|---|---|")
+    for name, facts in LOSSES.items():
+        keys = [f"`{key}: {_number(value)}`" for key, value in keys_of((name,)).items() if key != "loss_weights"]
+        lines.append(f"| `{name}` | {facts.stage} | {', '.join(keys)} |")
+    return [*lines, ""]
+
+
+def _number(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 def _default(field: Any) -> str:

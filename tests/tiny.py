@@ -15,7 +15,7 @@ from tunekit.data.rows import Conversation, Rejected, Tokens
 from tunekit.models import builtin
 from tunekit.models.load import Location, load_model, load_tokenizer, locate
 from tunekit.models.policy import Policy
-from tunekit.objectives.sft import negative_log_likelihood
+from tunekit.objectives.sft import SFT
 from tunekit.train.engine import Engine
 from tunekit.train.step import StepResult, backward
 
@@ -96,7 +96,7 @@ def step_gradients(policy: Policy, micro_batches: Sequence[Sequence[Tokens]]) ->
     """One step's loss and gradients by tunekit's own code; the policy's `.grad` are cleared before and after."""
     policy.train().zero_grad()
     batches = [policy.batch(rows) for rows in micro_batches]
-    result = backward(policy, negative_log_likelihood, batches, Engine())
+    result = backward(policy, SFT, batches, Engine())
     found = gradients(policy.model)
     policy.zero_grad()
     return result, found

@@ -78,7 +78,7 @@ def run_tunekit(arguments: argparse.Namespace) -> dict[str, float]:
     from tunekit.models import adapters
     from tunekit.models.load import load_model
     from tunekit.models.policy import Policy
-    from tunekit.objectives.sft import negative_log_likelihood
+    from tunekit.objectives.sft import SFT
     from tunekit.train.engine import Engine
     from tunekit.train.optim import make_optimizer
     from tunekit.train.step import backward, update
@@ -97,7 +97,7 @@ def run_tunekit(arguments: argparse.Namespace) -> dict[str, float]:
         if step == WARM_UP:
             start = time.process_time()
         rows = tokens[step * BATCH : (step + 1) * BATCH]
-        result = backward(policy, negative_log_likelihood, [policy.batch(rows)], engine)
+        result = backward(policy, SFT, [policy.batch(rows)], engine)
         update(result, list(parameters.values()), optimizer, 1.0)
     counted = tokens[BATCH * WARM_UP :]
     figures = measured(start, sum(len(row.ids) for row in counted), result.loss)

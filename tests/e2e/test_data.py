@@ -11,7 +11,7 @@ import pytest
 from tunekit.errors import DataError, StorageError
 from tunekit.models import export
 from tunekit.recipe.load import load
-from tunekit.stages import sft
+from tunekit.stages import artefact, sft
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": f"Hello {i}"}]}
@@ -35,7 +35,7 @@ def run(file: Path, *overrides: str, **options: Any) -> dict[str, Any]:
 @pytest.fixture
 def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof of the artefact costs a process of ten seconds a run."""
-    monkeypatch.setattr(sft, "write_artefact", lambda *arguments: 0.0)
+    monkeypatch.setattr(artefact, "write_artefact", lambda *arguments: 0.0)
 
 
 def test_rejected_rows_end_the_run_or_are_left_out_and_kept_to_look_at(tmp_path: Path, unproven: None) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tunekit.cli import app
 from tunekit.errors import GateFailed, RecipeError
 from tunekit.recipe.load import load
-from tunekit.stages import sft
+from tunekit.stages import artefact, sft
 
 ROWS = [{"prompt": f"Say {i}:", "completion": "yes"} for i in range(12)]
 
@@ -23,7 +23,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (arguments[2] / "README.md").write_text(arguments[5])
         return 0.0
 
-    monkeypatch.setattr(sft, "write_artefact", write)
+    monkeypatch.setattr(artefact, "write_artefact", write)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     task = {"task": "mine", "kind": "multiple_choice", "data": {"path": "rows.jsonl"}, "prompt": "{{ prompt }}",
             "choices": ["no way", "yes"], "answer": "yes", "delimiter": "", "metrics": ["accuracy"]}  # fmt: skip

@@ -11,7 +11,7 @@ from tiny import CHAT
 from torch import Tensor
 
 from tunekit.recipe.load import load
-from tunekit.stages import sft
+from tunekit.stages import artefact, sft
 from tunekit.train import checkpoint
 
 TRAIN_ROWS, EVAL_ROWS = 9, 2
@@ -37,7 +37,7 @@ def write_recipe(folder: Path) -> Path:
 @pytest.fixture(autouse=True)
 def unproven_artefact(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof of the artefact costs a process of ten seconds a run, and says nothing about training."""
-    monkeypatch.setattr(sft, "write_artefact", lambda *arguments: 0.0)
+    monkeypatch.setattr(artefact, "write_artefact", lambda *arguments: 0.0)
 
 
 def run(recipe: Path, *overrides: str) -> dict[str, Any]:

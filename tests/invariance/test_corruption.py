@@ -14,7 +14,7 @@ from tiny import chat_rows, tiny_model, tiny_policy
 from tunekit.errors import Diverged, StorageError
 from tunekit.models import builtin
 from tunekit.models.adapters import add_lora
-from tunekit.objectives.sft import negative_log_likelihood
+from tunekit.objectives.sft import SFT
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
 from tunekit.train.optim import make_optimizer
@@ -76,7 +76,7 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str, value: float) -> 
 
     def one_step() -> None:
         batch = policy.batch(chat_rows(2))
-        result = backward(policy, negative_log_likelihood, [batch], Engine())
+        result = backward(policy, SFT, [batch], Engine())
         update(result, list(parameters.values()), optimizer, 1.0)
 
     one_step()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tunekit.data.rows import Tokens
 from tunekit.models.policy import Policy
+from tunekit.objectives.sft import SFT
 from tunekit.train.evaluate import held_out_loss
 
 RELATIVE = 1e-6
@@ -105,5 +106,5 @@ def test_recomputed_activations(policy: Policy, whole: tuple[float, dict[str, Te
 def test_the_held_out_loss_does_not_depend_on_the_batch_size_and_is_that_of_training(
     policy: Policy, whole: tuple[float, dict[str, Tensor]]
 ) -> None:
-    losses = [held_out_loss(policy, eight_rows(), batch_size)["eval_loss"] for batch_size in (1, 3, 8)]
+    losses = [held_out_loss(policy, SFT, eight_rows(), batch_size)["eval_loss"] for batch_size in (1, 3, 8)]
     assert losses == pytest.approx([whole[0]] * 3, rel=RELATIVE)

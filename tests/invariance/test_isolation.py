@@ -81,12 +81,14 @@ def test_gradients_do_not_cross_the_border_of_examples() -> None:
 def ignoring_segments(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
     """What an attention does that knows nothing of segments: one causal sequence from the first example to the last."""
     options.pop("segments", None)
+    options.pop("prompts", None)
     return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **options)
 
 
 def half_a_border(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
     """Merges the first two segments: contamination of one example by one other."""
     segments = options.pop("segments", None)
+    options.pop("prompts", None)
     if segments is not None:
         segments = (sum(segments[:2]), *segments[2:])
     return segment_attention(module, query, key, value, mask, segments=segments, **options)

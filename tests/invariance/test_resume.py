@@ -13,7 +13,7 @@ from runs import final_state, killed_copy, metric_rows, run, unproven_artefact, 
 
 from tunekit.errors import Preempted, RecipeError
 from tunekit.models.tiny_random import tokenizer
-from tunekit.stages import held_out, sft
+from tunekit.stages import held_out, training
 from tunekit.train import checkpoint, loop
 
 __all__ = ["unproven_artefact"]
@@ -128,7 +128,7 @@ def test_a_resumed_run_tells_a_chat_template_the_day_on_which_it_began(
     overrides = (*overrides, f"data.chat_template={template}")
     run(recipe, *overrides)
     copy = killed_copy(tmp_path / "run", tmp_path / "killed", 2)
-    monkeypatch.setattr(sft, "date", Tomorrow)
+    monkeypatch.setattr(training, "date", Tomorrow)
     run(recipe, *overrides, "resume=auto", f"output_dir={copy}")
     assert_same_end(copy, tmp_path / "run")
     assert run(recipe, *overrides, f"output_dir={tmp_path / 'next'}")

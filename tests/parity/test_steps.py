@@ -12,7 +12,7 @@ from transformers import get_scheduler
 from tunekit.data.batch import padded_batch
 from tunekit.data.loader import PlannedLoader
 from tunekit.data.plan import Plan
-from tunekit.objectives.sft import negative_log_likelihood
+from tunekit.objectives.sft import SFT
 from tunekit.train.engine import Engine
 from tunekit.train.loop import Schedule, Training, train
 from tunekit.train.optim import make_optimizer, make_schedule
@@ -31,7 +31,7 @@ def our_loop(folder: Path, scheduler: str = "cosine") -> tuple[list[dict[str, An
     optimizer = make_optimizer("adamw_torch", parameters, lr=RATE, weight_decay=DECAY)
     run = Training(
         policy=policy,
-        objective=negative_log_likelihood,
+        objective=SFT,
         loader=PlannedLoader(ROWS, plan),
         parameters=parameters,
         optimizer=optimizer,

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from tunekit.recipe.load import load
 from tunekit.recipe.schema import Recipe, Section
-from tunekit.stages import sft
+from tunekit.stages import dpo, kto, reward, sft
 from tunekit.stages.assemble import make_policy
 from tunekit.stages.base import find_base
 from tunekit.stages.read import read_rows
@@ -178,6 +178,8 @@ def test_a_run_reads_every_key_of_its_recipe(tmp_path: Path, read: set[str]) -> 
     streamed = load(file, ("data.streaming=true", "data.max_length=99", "data.eval=null", "data.eval_split=1"))
     read_rows(streamed.recipe, base)
     make_policy(frozen, base, read_rows(frozen, base), Engine())
+    for stage, loss in ((dpo, "simpo"), (dpo, "discopop"), (kto, "kto"), (reward, "bradley_terry")):
+        stage.STAGE.objective(load(file, (f"objective={loss}", "eval={}")).recipe, False)
     derived = {"Train.global_batch_size"}  # into gradient_accumulation_steps, when the recipe is loaded
     assert fields(Recipe) - derived <= read
 

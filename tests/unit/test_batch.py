@@ -34,7 +34,7 @@ def expected(some: list[Tokens]) -> list[tuple[int, int]]:
 
 @given(SOME_ROWS)
 def test_each_trained_token_is_predicted_by_the_token_before_it(some: list[Tokens]) -> None:
-    for batch in (flat_batch(some), padded_batch(some, PAD)):
+    for batch in (flat_batch(some, PAD), padded_batch(some, PAD)):
         assert predictions(batch) == expected(some)
         assert batch.weight == sum(int(row.trained.sum()) for row in some)
         assert batch.num_tokens == sum(len(row.ids) for row in some)
@@ -42,7 +42,7 @@ def test_each_trained_token_is_predicted_by_the_token_before_it(some: list[Token
 
 @given(SOME_ROWS)
 def test_no_prediction_crosses_a_border(some: list[Tokens]) -> None:
-    flat = flat_batch(some)
+    flat = flat_batch(some, PAD)
     ends = np.cumsum([len(row.ids) for row in some]) - 1
     assert not set(flat.predictors.tolist()) & set(ends.tolist())
     padded = padded_batch(some, PAD)
@@ -55,7 +55,7 @@ def test_no_prediction_crosses_a_border(some: list[Tokens]) -> None:
 
 @given(SOME_ROWS)
 def test_layouts(some: list[Tokens]) -> None:
-    flat = flat_batch(some)
+    flat = flat_batch(some, PAD)
     assert flat.input_ids.tolist() == [[int(i) for row in some for i in row.ids]]
     assert flat.segments == tuple(len(row.ids) for row in some) and flat.attention_mask is None
     padded = padded_batch(some, PAD)
@@ -70,14 +70,14 @@ def test_layouts(some: list[Tokens]) -> None:
 
 def test_a_row_without_trained_tokens_has_no_weight() -> None:
     silent = Tokens(np.array([1, 2], np.int32), np.zeros(2, bool), "row")
-    for batch in (flat_batch([silent]), padded_batch([silent], PAD)):
+    for batch in (flat_batch([silent], PAD), padded_batch([silent], PAD)):
         assert batch.weight == 0 and batch.predictors.shape == batch.targets.shape == (0,)
 
 
 @pytest.mark.parametrize("device", ["meta"])
 def test_all_of_a_batch_moves(device: str) -> None:
     row = Tokens(np.array([1, 2, 3], np.int32), np.array([False, True, True]), "row")
-    for batch in (flat_batch([row]), padded_batch([row], PAD)):
+    for batch in (flat_batch([row], PAD), padded_batch([row], PAD)):
         moved = batch.to(torch.device(device))
         tensors = [moved.input_ids, moved.predictors, moved.targets, moved.attention_mask]
         assert {tensor.device.type for tensor in tensors if tensor is not None} == {device}

@@ -45,7 +45,11 @@ def test_init_takes_a_model_and_data_and_names_the_stages_that_there_are() -> No
     recipe = load("r.yaml").recipe
     assert (recipe.model.name_or_path, recipe.data.train[0].path) == ("org/m", "x.jsonl")
     wrong = tunekit("init", "--stage", "sftt")
-    assert wrong.exit_code == 2 and "did you mean sft?" in wrong.stderr and "This version has: sft." in wrong.stderr
+    assert (
+        wrong.exit_code == 2
+        and "did you mean sft?" in wrong.stderr
+        and "This version has: sft, reward, dpo, kto." in wrong.stderr
+    )
 
 
 def test_schema_prints_json_or_writes_it_again_and_again() -> None:

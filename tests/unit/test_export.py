@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tunekit.errors import StorageError
-from tunekit.models import builtin, export
+from tunekit.models import builtin, export, fresh
 from tunekit.models.export import bound, generation_config, largest_difference
 from tunekit.models.load import load_model, load_tokenizer, locate
 
@@ -38,7 +38,7 @@ def test_the_bound_is_tight_and_grows_with_the_logits_only() -> None:
 def test_a_fresh_process_that_hangs_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = builtin.resolve("tiny-random/llama")
     assert isinstance(folder, Path)
-    monkeypatch.setattr(export, "RELOAD_SECONDS", 0.01)
+    monkeypatch.setattr(fresh, "RELOAD_SECONDS", 0.01)
     with pytest.raises(StorageError, match=r"within 0\.01 s"):
         export.verify_in_fresh_process(folder, {"0": torch.zeros(1)}, [], torch.float32, torch.device("cpu"))
 

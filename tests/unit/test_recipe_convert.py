@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.convert import DATA, convert
+from tunekit.recipe.convert.draft import Draft
 from tunekit.recipe.convert.finish import DEFAULTS
+from tunekit.recipe.convert.objective import defaults_of
 from tunekit.recipe.foreign import FOREIGN, LLAMA_FACTORY, TRL
 from tunekit.recipe.load import load, load_text
+from tunekit.recipe.losses import LOSSES
 from tunekit.recipe.parse import leaves, parse
 from tunekit.recipe.types import Optimizer
 from tunekit.train import optim
@@ -132,13 +135,11 @@ def test_the_tool_is_told_by_its_own_keys(folder: Path, name: str) -> None:
             "axolotel",
             "--from axolotel: no such tool; did you mean axolotl?\nAccepted: axolotl, llama",
         ),
-        (
-            "base_model: m\nrl: dpo\n",
-            None,
-            "c.yaml:2:5: rl: dpo: this version has supervised fine-tuning only",
-        ),
-        ("template: x\nfinetuning_type: lora\nstage: dpo\n", None, "c.yaml:3:8: stage: dpo: this version has"),
-        ("dataset_name: x\nbeta: 0.1\n", None, "beta: 0.1: this version has supervised fine-tuning only"),
+        ("base_model: m\nrl: grpo\n", None, 'c.yaml:2:5: rl: "grpo": this version has the stages sft, reward, dpo'),
+        ("base_model: m\nrl: [dpo]\n", None, "c.yaml:2:5: rl: a list: this version has the stages"),
+        ("base_model: m\nprocess_reward_model: true\n", None, "c.yaml:2:23: process_reward_model: true: this version"),
+        ("template: x\nfinetuning_type: lora\nstage: ppo\n", None, 'c.yaml:3:8: stage: "ppo": this version has'),
+        ("dataset_name: x\nreward_funcs: f\n", None, 'reward_funcs: "f": this version has the stages'),
         ("base_model: m\nbase_model: n\n", None, "c.yaml:2:1: base_model: is given twice"),
         ("base_model: &m m\nx: *m\n", None, "an anchor (&m) is not accepted; write the value out\n"),
         ("- base_model\n", None, "does not hold keys with values"),
@@ -178,6 +179,33 @@ def test_a_tool_does_what_its_defaults_say_where_the_file_says_nothing() -> None
         section, _, key = ours.partition(".")
         recipe = load_text("model: m\nadapter: lora\ndata: d\noutput_dir: o\n", "r").recipe
         assert getattr(getattr(recipe, section), key) == theirs[name].default
+
+
+def test_what_trl_does_in_another_stage_is_what_its_trainers_do_where_the_file_says_nothing() -> None:
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.kto import KTOConfig
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.reward_config import RewardConfig
+
+    for theirs, loss in ((DPOConfig, "sigmoid"), (KTOConfig, "kto"), (RewardConfig, "bradley_terry")):
+        fields = theirs.__dataclass_fields__
+        draft = Draft(TRL, {"stage": LOSSES[loss].stage, "objective.loss": loss})
+        ours = DEFAULTS[TRL] | defaults_of(draft)
+        for name in ("learning_rate", "num_train_epochs", "max_length", "lr_scheduler_type"):
+            section = "data" if name == "max_length" else "train"
+            assert ours[f"{section}.{name}"] == fields[name].default, (loss, name)
+        assert ours["train.activation_checkpointing"] == fields["gradient_checkpointing"].default
+        for name in ("beta", "desirable_weight", "undesirable_weight", "center_rewards_coefficient"):
+            if name in LOSSES[loss].keys:
+                assert LOSSES[loss].keys[name] == fields[name].default
+        assert fields["disable_dropout"].default is True
+    cpo, simpo = CPOConfig.__dataclass_fields__, Draft(TRL, {"stage": "dpo", "objective.loss": "simpo"})
+    assert defaults_of(simpo)["objective.beta"] == cpo["beta"].default
+    assert defaults_of(simpo)["objective.sft_weight"] == LOSSES["cpo"].sft_weight == cpo["cpo_alpha"].default
+    assert LOSSES["simpo"].keys["gamma"] == cpo["simpo_gamma"].default
+    robust = Draft(TRL, {"stage": "dpo", "objective.loss": "robust"})
+    assert defaults_of(robust)["objective.label_smoothing"] == DPOConfig.__dataclass_fields__["label_smoothing"].default
+    assert LOSSES["discopop"].keys["tau"] == DPOConfig.__dataclass_fields__["discopop_tau"].default
 
 
 def test_optimizers_are_those_that_a_run_takes() -> None:

@@ -265,3 +265,93 @@ def test_a_key_of_no_tool_in_question_is_listed_with_ours(key: str, ours: str) -
     (line,) = (line for line in listed(recipe, MISSING) if line.startswith(f"{key}: x.yaml  # "))
     assert ours in line and "unknown key" not in line
     load_text(recipe, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("tool", "keys", "stage", "loss"),
+    [
+        ("trl", {"loss_type": "ipo"}, "dpo", ("ipo",)),
+        ("trl", {"loss_type": ["exo_pair"], "label_smoothing": 0.01}, "dpo", ("exo_pair",)),
+        ("trl", {"beta": 0.2}, "dpo", ("sigmoid",)),
+        ("trl", {"loss_type": "kto", "beta": 0.2}, "kto", ("kto",)),
+        ("trl", {"loss_type": "apo_zero_unpaired"}, "kto", ("apo_zero_unpaired",)),
+        ("trl", {"desirable_weight": 2.0}, "kto", ("kto",)),
+        ("trl", {"center_rewards_coefficient": 0.01}, "reward", ("bradley_terry",)),
+        ("trl", {"loss_type": "simpo", "simpo_gamma": 0.7}, "dpo", ("simpo",)),
+        ("trl", {"cpo_alpha": 0.5}, "dpo", ("cpo",)),
+        ("trl", {"loss_type": "nll"}, "sft", None),
+        ("trl", {"beta": None}, "sft", None),
+        ("axolotl", {"rl": "dpo"}, "dpo", ("sigmoid",)),
+        ("axolotl", {"rl": "ipo"}, "dpo", ("ipo",)),
+        ("axolotl", {"rl": "simpo"}, "dpo", ("simpo",)),
+        ("axolotl", {"rl": "orpo", "orpo_alpha": 0.3}, "dpo", ("orpo",)),
+        ("axolotl", {"rl": "kto", "kto_desirable_weight": 2.0}, "kto", ("kto",)),
+        ("axolotl", {"reward_model": True}, "reward", ("bradley_terry",)),
+        ("axolotl", {"rl": None, "reward_model": False}, "sft", None),
+        ("llamafactory", {"stage": "dpo"}, "dpo", ("sigmoid",)),
+        ("llamafactory", {"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 0.7}, "dpo", ("simpo",)),
+        ("llamafactory", {"stage": "dpo", "pref_loss": "hinge", "pref_ftx": 0.5}, "dpo", ("hinge",)),
+        ("llamafactory", {"stage": "kto", "kto_rejected_weight": 2.0}, "kto", ("kto",)),
+        ("llamafactory", {"stage": "rm"}, "reward", ("bradley_terry",)),
+    ],
+)
+def test_what_another_tool_trains_for_is_the_stage_and_the_loss(
+    tool: str, keys: dict[str, Any], stage: str, loss: tuple[str, ...] | None
+) -> None:
+    config = {"trl": TRL, "axolotl": AXOLOTL, "llamafactory": FACTORY}[tool]
+    recipe = converted(tool, config | keys, {"d": {"file_name": "d.json"}})
+    found = load_text(recipe, "r.yaml").recipe
+    assert (found.stage, found.objective.loss) == (stage, loss)
+    told = {name for name, value in found.objective.model_dump().items() if value in keys.values()}
+    numbers = {value for value in keys.values() if isinstance(value, float)}
+    assert len(told) >= len(numbers), "every number of the config is one of the objective"
+    if stage != "sft":
+        assert not any("trains all its tokens" in line for line in listed(recipe, DIFFERENT)), "that is about sft"
+
+
+@pytest.mark.parametrize(
+    ("tool", "keys", "line"),
+    [
+        ("trl", {"loss_type": "sft_loss"}, "loss_type: sft_loss  # of stage dpo there are the losses sigmoid, ipo"),
+        (
+            "trl",
+            {"loss_type": "hinge", "cpo_alpha": 1.0},
+            "loss_type: hinge  # without a reference there are the losses",
+        ),
+        ("trl", {"loss_type": "dft"}, "loss_type: dft  # this version does not have this method"),
+        ("trl", {"loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing: 0.1  # loss ipo does not take"),
+        ("trl", {"loss_type": "ipo", "f_divergence_type": "js_divergence"}, "f_divergence_type: js_divergence  # "),
+        ("llamafactory", {"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss: kto_pair  # of stage dpo there are"),
+        ("llamafactory", {"stage": "kto", "pref_ftx": 0.5}, "pref_ftx: 0.5  # loss kto does not take"),
+        (
+            "llamafactory",
+            {"stage": "sft", "pref_beta": 0.1},
+            "pref_beta: 0.1  # stage sft does not take objective.beta",
+        ),
+        ("llamafactory", {"stage": "rm", "neat_packing": True}, "neat_packing: true  # data.packing is for sft"),
+        ("axolotl", {"rl": "dpo", "dpo_use_weighting": True}, "dpo_use_weighting: true  # this version does not have"),
+    ],
+)
+def test_what_of_an_objective_there_is_not_is_listed_and_the_recipe_loads(
+    tool: str, keys: dict[str, Any], line: str
+) -> None:
+    config = {"trl": TRL, "axolotl": AXOLOTL, "llamafactory": FACTORY}[tool]
+    recipe = converted(tool, config | keys, {"d": {"file_name": "d.json"}})
+    assert any(found.startswith(line) for found in listed(recipe, MISSING)), listed(recipe, MISSING)
+    load_text(recipe, "r.yaml")
+
+
+@pytest.mark.parametrize(("told", "left"), [(None, None), (True, None), (False, 0.05)])
+def test_dropout_that_trl_switches_off_is_not_taken_over(told: bool | None, left: float | None) -> None:
+    keys = {"loss_type": "ipo", "use_peft": True, "lora_dropout": 0.05, "disable_dropout": told}
+    assert values(converted("trl", TRL | keys)).get("adapter.dropout") == left
+    keys = {"loss_type": "ipo", "use_peft": True, "disable_dropout": told}
+    assert values(converted("trl", TRL | keys)).get("adapter.dropout") == left
+
+
+def test_the_likelihood_of_llama_factory_s_orpo_is_added_to_its_own() -> None:
+    for loss, weight in (("sigmoid", 0.25), ("orpo", 1.25)):
+        recipe = converted("llamafactory", FACTORY | {"stage": "dpo", "pref_loss": loss, "pref_ftx": 0.25})
+        assert values(recipe)["objective.sft_weight"] == weight
+    recipe = converted("llamafactory", FACTORY | {"stage": "dpo", "pref_loss": "orpo"})
+    assert "objective.sft_weight" not in values(recipe)

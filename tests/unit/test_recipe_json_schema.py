@@ -27,6 +27,7 @@ GOOD: dict[str, Any] = {"model": "m", "data": "d", "output_dir": "o"}
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, 2, -1, 7, 0.5, 0.0001, 1.25, -0.5, 2**32, 2**32 - 1),
     *("", "x", "none", "lora", "auto", "bfloat16", "cosine", "random", "error", "keep", "assistant", "text", "wandb"),
+    *("sft", "dpo", "ipo", "kto", "my/loss.py:f", "loss.py", "continue", ["ipo"], ["ipo", "hinge"], ["ipo", "x"]),
     *("pissa", "0-3", "0-3,7", "a-b", "3", "never", [], [""], ["x"], ["x", "y"], ["wandb"], [1], [0, 3], [-1], [None]),
     *(
         {},
@@ -112,9 +113,11 @@ def test_what_must_be_there_may_come_from_a_base() -> None:
 
 
 def test_synonyms_are_keys_but_not_beside_the_other_name() -> None:
+    values = {"activation_checkpointing": True, "start_from": "new", "loss": "ipo"}
     for (section, theirs), (_, ours) in SYNONYMS.items():
-        VALIDATOR.validate({**GOOD, section: {theirs: True}})
-        assert not VALIDATOR.is_valid({**GOOD, section: {theirs: True, ours: True}})
+        value = values.get(ours, 0.5)
+        VALIDATOR.validate({**GOOD, section: {theirs: value}})
+        assert not VALIDATOR.is_valid({**GOOD, section: {theirs: value, ours: value}})
 
 
 def test_every_key_has_its_description_and_every_optional_one_its_default() -> None:

@@ -23,6 +23,9 @@ EVERY_KIND = [
     SHORT.replace("d.jsonl", "{train: [a, b], eval: c}")
     + "eval: {early_stopping_patience: 2, metrics: [token_f1, exact_match]}\n",
     SHORT.replace("lora", "{type: lora, r: 3, target_modules: ['.*q_proj', x], init_lora_weights: false}"),
+    SHORT + "objective: {loss: [ipo, hinge], loss_weights: [1, 0.5], rpo_alpha: 0.1}\n",
+    SHORT.replace("lora", "{type: lora, from: continue}") + "stage: kto\nobjective: {undesirable_weight: 1.3}\n",
+    SHORT + "stage: reward\nobjective: {center_rewards_coefficient: 0.01}\n",
     SHORT.replace("d.jsonl", "{train: d, eval_split: 0, system: 'a: b #c\n\n  d \"e\" \\'}"),
 ]
 
@@ -92,10 +95,17 @@ def test_any_text_and_number_survives_a_dump(system: str, name: str, rate: float
 
 KEYS = (
     st.sampled_from(["model", "adapter", "data", "train", "eval", "seed", "r", "type", "path", "steps", "resume"])
+    | st.sampled_from(["stage", "objective", "loss", "loss_type", "beta", "label_smoothing", "from"])
     | TEXT
 )
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["lora", "none", "0-3", "x"]) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["lora", "none", "0-3", "x"])
+    | TEXT
+    | st.sampled_from(["dpo", "kto", "reward", "ipo", "exo_pair", "simpo", "bradley_terry", "a.py:f"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=12,
 )

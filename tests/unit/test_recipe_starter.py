@@ -1,14 +1,18 @@
 """The starter recipe loads as it is and with any of its offers taken, and says of a key what the schema says."""
 
+import itertools
+import json
 import re
-from pathlib import Path
 
 import pytest
 
+from tunekit.data.formats import convert
+from tunekit.data.rows import Conversation, Preference, Unpaired
 from tunekit.errors import RecipeError
 from tunekit.recipe.derive import LEARNING_RATE
 from tunekit.recipe.hints import SECTIONS
 from tunekit.recipe.load import load_text
+from tunekit.recipe.losses import DEFAULT, keys_of
 from tunekit.recipe.starter import STARTERS, starter
 
 OFFER = re.compile(r"^( *)#(\w)", re.M)
@@ -41,7 +45,7 @@ def test_what_is_said_about_a_key_is_what_the_schema_says() -> None:
 
 
 def test_the_values_are_those_that_a_short_recipe_resolves_to() -> None:
-    assert f"learning_rate: {LEARNING_RATE['lora']}" in starter()
+    assert f"learning_rate: {LEARNING_RATE['sft']['lora']}" in starter()
     short = "model: smollm2-135m-instruct\nadapter: lora\ndata: data.jsonl\noutput_dir: out/sft\n"
     assert load_text(starter(), "r").recipe == load_text(short, "r").recipe
 
@@ -55,8 +59,8 @@ def test_any_name_of_a_model_or_of_data_is_taken_as_text(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("stf", "m", "d"), "--stage stf: no such stage; did you mean sft?\nThis version has: sft."),
-        (("dpo", "m", "d"), "--stage dpo: no such stage\nThis version has: sft."),
+        (("stf", "m", "d"), "--stage stf: no such stage; did you mean sft?\nThis version has: sft, reward, dpo, kto."),
+        (("ppo", "m", "d"), "--stage ppo: no such stage; did you mean dpo?\nThis version has: sft, reward, dpo, kto."),
         (("sft", "", "d"), "--model is empty"),
         (("sft", "m", ""), "--data is empty"),
     ],
@@ -67,5 +71,31 @@ def test_what_cannot_be_made_is_said(arguments: tuple[str, str, str], message: s
     assert str(caught.value) == message
 
 
-def test_no_line_of_a_remark_is_wide(tmp_path: Path) -> None:
-    assert max(map(len, starter().splitlines())) <= 105
+@pytest.mark.parametrize("stage", STARTERS)
+def test_no_line_of_a_remark_is_wide(stage: str) -> None:
+    assert max(map(len, starter(stage).splitlines())) <= 105
+
+
+KINDS = {"sft": Conversation, "dpo": Preference, "reward": Preference, "kto": Unpaired}
+
+
+@pytest.mark.parametrize("stage", STARTERS)
+def test_the_row_that_is_shown_is_one_that_the_stage_trains_on(stage: str) -> None:
+    (shown,) = re.findall(r"#  A row: (\{.*\})", starter(stage))
+    texts = itertools.count()
+    row = json.loads(re.sub(r"\.\.\.", lambda _: f"text {next(texts)}", shown))
+    (item,) = convert([(row, "data.jsonl:1")])
+    assert isinstance(item, KINDS[stage])
+
+
+@pytest.mark.parametrize("stage", STARTERS)
+def test_a_starter_says_its_stage_and_is_one_for_its_command_only(stage: str) -> None:
+    text = starter(stage)
+    assert text.startswith(f"#  A recipe for tunekit {stage}. ") and f"output_dir: out/{stage}\n" in text
+    assert load_text(text, "r.yaml", stage).recipe.stage == stage
+    for other in STARTERS:
+        if "sft" not in (stage, other) and other != stage:
+            with pytest.raises(RecipeError, match=f"this recipe is for tunekit {stage}"):
+                load_text(text, "r.yaml", other)
+    keys = {key.removeprefix("#").partition(".")[2] for key in STARTERS[stage].keys if "objective." in key}
+    assert keys <= {"loss", *keys_of(DEFAULT[stage])} and bool(keys) == (stage != "sft")

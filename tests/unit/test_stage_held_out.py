@@ -8,6 +8,7 @@ import pytest
 
 from tunekit.errors import DataError
 from tunekit.models.policy import Policy
+from tunekit.objectives.sft import SFT
 from tunekit.recipe.load import load
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.assemble import make_policy
@@ -45,7 +46,7 @@ def test_prompts_without_room_for_an_answer_are_left_out_aloud(
 ) -> None:
     recipe, policy, base, rows = parts(tmp_path, [pair(LONG), pair(NEAR), pair(SHORT)])
     with caplog.at_level(logging.WARNING, logger="tunekit"):
-        evaluate = evaluation(recipe, policy, base, rows)
+        evaluate = evaluation(recipe, policy, SFT, base, rows)
     assert "1 of 2 held-out prompts are left out" in caplog.text
     assert "eval_exact_match" in evaluate(lambda: None)
     assert isinstance(sample_answer(policy, base, rows), str)
@@ -60,5 +61,5 @@ def test_metrics_without_anything_to_answer_fail_before_training(
 ) -> None:
     recipe, policy, base, rows = parts(tmp_path, held_out)
     with pytest.raises(DataError, match=problem):
-        evaluation(recipe, policy, base, rows)
+        evaluation(recipe, policy, SFT, base, rows)
     assert sample_answer(policy, base, rows) is None

@@ -41,6 +41,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An override as an option; after those without --set."),
 ]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let the Python file of objective.loss run.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no connection; list what is missing instead.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
@@ -80,10 +81,12 @@ def command(as_json: bool = False, *, no_network: bool = False) -> Iterator[None
         raise typer.Exit(130) from None
 
 
-def load_recipe(path: str, overrides: list[str] | None, settings: list[str] | None) -> "Resolved":
+def load_recipe(
+    path: str, overrides: list[str] | None, settings: list[str] | None, stage: str | None = None
+) -> "Resolved":
     from tunekit.recipe.load import load
 
-    return load(path, [*(overrides or ()), *(settings or ())])
+    return load(path, [*(overrides or ()), *(settings or ())], stage)
 
 
 def print_result(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tunekit.cli.common import (
+    AllowCode,
     Json,
     Offline,
     Overrides,
@@ -68,6 +69,7 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = None,
     settings: Settings = None,
+    allow_code: AllowCode = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -83,7 +85,7 @@ def check(
         logging.getLogger("tunekit").setLevel(logging.WARNING)  # the report says it all
         from tunekit.stages import check as stage
 
-        report = stage.run(lambda: load_recipe(recipe, overrides, settings))
+        report = stage.run(lambda: load_recipe(recipe, overrides, settings), allow_code=allow_code)
         print_result(report, stage.render(report), as_json)
         if report["exit_code"]:
             raise typer.Exit(report["exit_code"])

@@ -2,8 +2,10 @@
 
 import sys
 from contextlib import redirect_stdout
+from importlib import import_module
 
 from tunekit.cli.common import (
+    AllowCode,
     Json,
     Offline,
     Overrides,
@@ -35,12 +37,80 @@ def sft(
 
         tunekit sft recipes/chat.yaml resume=auto
     """
+    _train("sft", recipe, overrides, settings, offline, as_json)
+
+
+@app.command()
+def reward(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    settings: Settings = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Reward model: learns from pairs of answers which is better, and leaves a sequence-classification checkpoint.
+
+    Examples:
+
+        tunekit reward recipes/reward.yaml
+
+        tunekit reward recipes/reward.yaml objective.center_rewards_coefficient=0.01
+    """
+    _train("reward", recipe, overrides, settings, offline, as_json)
+
+
+@app.command()
+def dpo(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    settings: Settings = None,
+    allow_code: AllowCode = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """DPO and its family: aligns a model with pairs of answers. What is in RECIPE's objective.loss decides which.
+
+    Examples:
+
+        tunekit dpo recipes/dpo.yaml
+
+        tunekit dpo recipes/dpo.yaml objective=simpo objective.beta=2.5 output_dir=out/simpo
+
+        tunekit dpo recipes/dpo.yaml model=out/chat adapter.from=continue
+    """
+    _train("dpo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
+
+
+@app.command()
+def kto(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    settings: Settings = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """KTO: aligns a model with single answers, each wanted or not.
+
+    Example: tunekit kto recipes/kto.yaml
+    """
+    _train("kto", recipe, overrides, settings, offline, as_json)
+
+
+def _train(
+    stage: str,
+    recipe: str,
+    overrides: list[str] | None,
+    settings: list[str] | None,
+    offline: bool,
+    as_json: bool,
+    **options: bool,
+) -> None:
     with command(as_json, no_network=offline):
-        resolved = load_recipe(recipe, overrides, settings)
+        resolved = load_recipe(recipe, overrides, settings, stage)
         quiet_libraries()
-        from tunekit.stages import sft as stage
         from tunekit.stages.present import training_report
 
+        module = import_module(f"tunekit.stages.{stage}")
         with redirect_stdout(sys.stderr):  # trackers print
-            result = stage.run(resolved)
+            result = module.run(resolved, **options)
         print_result(result, training_report(result), as_json)

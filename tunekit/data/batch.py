@@ -1,69 +1,139 @@
 """Batches: rows laid out for one forward pass, flat (segments side by side, no padding) or padded.
 
-Everything above the attention sees log-probabilities of the trained tokens only, so nothing else knows the layout.
+Everything above the attention sees log-probabilities of the trained tokens only, answer by answer, so nothing else
+knows the layout.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tunekit.data.rows import Tokens
+from tunekit.data.rows import Example, Labelled, Pair, Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids, and which of their positions predict what.
+    """Token ids, and which of their positions predict what. An answer is a row, or one of the two of a pair.
 
     input_ids:  `(1, T)` flat, or `(B, L)` padded
     predictors: `(N,)` positions in the flattened `input_ids` whose hidden state predicts a trained token
-    targets:    `(N,)` the trained tokens
-    segments:   lengths of the examples in a flat row; None in a padded batch
+    targets:    `(N,)` the trained tokens, answer by answer
+    counts:     `(A,)` trained tokens of each answer
+    ends:       `(A,)` position of the last token of each answer that is not the padding token
+    weight:     trained tokens of plain rows, else rows (pairs, labelled answers): what the summed loss of this batch is
+                divided by, once, over the whole step
+    reference:  `(A,)` log-probability of each answer under the reference, in nats; None where it was not asked
+    labels:     `(A,)` whether each labelled answer is wanted;  margins: `(P,)` of pairs
+    mismatched: the prompts of labelled answers with answers to other prompts, from which the KL divergence is estimated
+    segments, prompts: lengths of the segments in a flat row, and of the prompt that each shares (models/attention.py)
     attention_mask: `(B, L)` of a padded batch; None in a flat row
     """
 
     input_ids: Tensor
     predictors: Tensor
     targets: Tensor
+    counts: Tensor
+    ends: Tensor
+    weight: int
+    reference: Tensor | None = None
+    labels: Tensor | None = None
+    margins: Tensor | None = None
+    mismatched: "Batch | None" = None
     segments: tuple[int, ...] | None = None
+    prompts: tuple[int, ...] | None = None
     attention_mask: Tensor | None = None
 
     @property
-    def weight(self) -> int:
-        """Trained tokens: what the summed loss of this batch is divided by, once, over the whole step."""
-        return len(self.targets)
-
-    @property
     def num_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """Tokens that are not padding; a prompt that is shared counts once."""
         return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     def to(self, device: torch.device) -> "Batch":
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return Batch(
-            self.input_ids.to(device), self.predictors.to(device), self.targets.to(device), self.segments, mask
-        )
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor | Batch)}
+        return replace(self, **moved)
 
 
-def flat_batch(rows: Sequence[Tokens]) -> Batch:
-    """The rows one after another in a single row of tokens; the first token of a row is never a target."""
-    ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64))
-    trained = np.concatenate([row.trained for row in rows])
-    predictors = torch.from_numpy(np.flatnonzero(trained) - 1)
-    return Batch(ids[None], predictors, ids[predictors + 1], segments=tuple(len(row.ids) for row in rows))
+def flat_batch(rows: Sequence[Example], pad_id: int, *, share_prompts: bool = True) -> Batch:
+    """The rows one after another in a single row of tokens, the prompt of a pair once unless `share_prompts` is false.
+
+    The first token of a row is never a target.
+    """
+    pieces: list[NDArray[np.int32]] = []
+    segments: list[int] = []
+    prompts: list[int] = []
+    places: list[NDArray[np.int64]] = []  # of each answer: where in the flat row its tokens are
+    at = 0
+    for row in rows:
+        shared = row.prompt_length if isinstance(row, Pair) and share_prompts else 0
+        start = at
+        for number, answer in enumerate(row.answers):
+            prompt = shared if number else 0
+            own = len(answer.ids) - prompt
+            places.append(np.concatenate([np.arange(start, start + prompt), np.arange(at, at + own)]))
+            pieces.append(answer.ids[prompt:])
+            segments.append(own)
+            prompts.append(prompt)
+            at += own
+    ids = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
+    others = _mismatched(rows)
+    return replace(
+        _batch(ids[None], rows, places, pad_id),
+        segments=tuple(segments),
+        prompts=tuple(prompts),
+        mismatched=flat_batch(others, pad_id) if others else None,
+    )
 
 
-def padded_batch(rows: Sequence[Tokens], pad_id: int) -> Batch:
-    """The rows under each other, padded on the right to the longest; padding is masked by position, never by id."""
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    trained = np.zeros((len(rows), longest), dtype=bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
-        mask[i, : len(row.ids)] = True
-        trained[i, : len(row.ids)] = row.trained
-    predictors = torch.from_numpy(np.flatnonzero(trained) - 1)
-    return Batch(ids, predictors, ids.flatten()[predictors + 1], attention_mask=mask)
+def padded_batch(rows: Sequence[Example], pad_id: int) -> Batch:
+    """The answers under each other, padded on the right to the longest; padding is masked by position, never by id."""
+    answers = [answer for row in rows for answer in row.answers]
+    longest = max(len(answer.ids) for answer in answers)
+    ids = torch.full((len(answers), longest), pad_id)
+    mask = torch.zeros(len(answers), longest, dtype=torch.bool)
+    for i, answer in enumerate(answers):
+        ids[i, : len(answer.ids)] = torch.from_numpy(answer.ids.astype(np.int64))
+        mask[i, : len(answer.ids)] = True
+    places = [np.arange(len(answer.ids)) + i * longest for i, answer in enumerate(answers)]
+    others = _mismatched(rows)
+    return replace(
+        _batch(ids, rows, places, pad_id),
+        attention_mask=mask,
+        mismatched=padded_batch(others, pad_id) if others else None,
+    )
+
+
+def _mismatched(rows: Sequence[Example]) -> list[Labelled]:
+    return [row.mismatched for row in rows if isinstance(row, Labelled) and row.mismatched is not None]
+
+
+def _batch(ids: Tensor, rows: Sequence[Example], places: Sequence[NDArray[np.int64]], pad_id: int) -> Batch:
+    answers = [answer for row in rows for answer in row.answers]
+    trained = [np.flatnonzero(answer.trained) for answer in answers]
+    counts = np.array([len(each) for each in trained])
+    given = [row for row in rows if not isinstance(row, Tokens)]
+    known = [row.reference for row in given if row.reference is not None]
+    labels = [row.label for row in rows if isinstance(row, Labelled)]
+    margins = [row.margin for row in rows if isinstance(row, Pair)]
+    return Batch(
+        ids,
+        predictors=torch.from_numpy(np.concatenate([p[t - 1] for p, t in zip(places, trained, strict=True)])),
+        targets=torch.from_numpy(np.concatenate([a.ids[t] for a, t in zip(answers, trained, strict=True)])).long(),
+        counts=torch.from_numpy(counts),
+        ends=torch.tensor([p[_last(a, pad_id)] for p, a in zip(places, answers, strict=True)]),
+        weight=len(given) or int(counts.sum()),
+        reference=torch.tensor([value for pair in known for value in pair]) if known else None,
+        labels=torch.tensor(labels) if labels else None,
+        margins=torch.tensor(margins) if margins else None,
+    )
+
+
+def _last(answer: Tokens, pad_id: int) -> int:
+    """The last token that is not the padding token, which is where sequence classification of transformers reads."""
+    real = np.flatnonzero(answer.ids != pad_id)
+    return int(real[-1]) if len(real) else len(answer.ids) - 1

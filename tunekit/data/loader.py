@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from tunekit.data.plan import Plan
-from tunekit.data.prepare import Rows
-from tunekit.data.rows import Tokens
+from tunekit.data.rows import Example
 
 
 class LoadedStep(NamedTuple):
     """Optimizer step `number` (from 1): its micro-batches, and the epochs done after it (None: not known)."""
 
     number: int
-    micro_batches: list[list[Tokens]]
+    micro_batches: Sequence[Sequence[Example]]
     epoch: float | None
     ends_epoch: bool
 
@@ -32,7 +31,7 @@ class Loader(Protocol):
 
     def steps(self, start: int) -> Iterator[LoadedStep]: ...
 
-    def longest(self, padded: bool) -> Sequence[Tokens]: ...
+    def longest(self, padded: bool) -> Sequence[Example]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -44,7 +43,7 @@ class Loader(Protocol):
 class PlannedLoader:
     """Rows that are all there before step 1, in the order of a plan: the number of a step is the whole state."""
 
-    def __init__(self, rows: Rows | Sequence[Tokens], plan: Plan, terminators: frozenset[int] = frozenset()) -> None:
+    def __init__(self, rows: Sequence[Example], plan: Plan, terminators: frozenset[int] = frozenset()) -> None:
         self.rows, self.plan, self.terminators = rows, plan, terminators
 
     @property
@@ -57,7 +56,7 @@ class PlannedLoader:
             rows = [[self.rows[row] for row in batch] for batch in micro_batches]
             yield LoadedStep(number, rows, epoch, float(epoch).is_integer())
 
-    def longest(self, padded: bool) -> Sequence[Tokens]:
+    def longest(self, padded: bool) -> Sequence[Example]:
         """The micro-batch with the most tokens of the whole run, padding included where rows are `padded`."""
         return [self.rows[row] for row in self.plan.longest(padded)]
 

@@ -5,7 +5,7 @@ An answer is trained with its terminator, its prompt never; both come from one t
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -15,25 +15,21 @@ from tunekit.data.kept import check_given
 from tunekit.data.messages import prepare_messages
 from tunekit.data.render import reject, render_all
 from tunekit.data.rendering import PLAIN, Rendering
-from tunekit.data.rows import Conversation, Messages, Preference, Prompt, Refused, Rejected, Text, Tokens, Unpaired
+from tunekit.data.rows import (
+    AnyRow,
+    Conversation,
+    Labelled,
+    Messages,
+    Pair,
+    Preference,
+    Prompt,
+    Refused,
+    Rejected,
+    Text,
+    Tokens,
+    Unpaired,
+)
 from tunekit.data.template import ChatTemplate
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two answers: the first `prompt_length` ids are the same in both, and none of them is trained."""
-
-    chosen: Tokens
-    rejected: Tokens
-    prompt_length: int
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """One answer and whether it is wanted."""
-
-    tokens: Tokens
-    label: bool
 
 
 def render_pairs(
@@ -98,6 +94,15 @@ def _render_answers(
     return render_all(answered, tokenizer, replace(rendering, loss_on="completion"), notes)
 
 
+def best_answer(row: AnyRow) -> Conversation | Text | None:
+    """The prompt of a row with the answer that is wanted, None where there is none."""
+    if isinstance(row, Conversation | Text):
+        return row
+    if isinstance(row, Preference):
+        return _answered(row, row.chosen)
+    return _answered(row, row.completion) if isinstance(row, Unpaired) and row.label else None
+
+
 def _answered(row: Preference | Unpaired, answer: str | Messages) -> Conversation | Text:
     if isinstance(row.prompt, str) and isinstance(answer, str):
         return Text(row.prompt, answer, row.source)
@@ -122,11 +127,16 @@ def _only_one(name: str, rendered: list[Tokens] | Rejected) -> Tokens:
 
 
 def _pair(chosen: Tokens, rejected: Tokens) -> Pair:
-    length = min(int(tokens.trained.argmax()) for tokens in (chosen, rejected))
-    differs = np.flatnonzero(chosen.ids[:length] != rejected.ids[:length])
     if np.array_equal(chosen.ids, rejected.ids):
         raise Refused("chosen and rejected are the same tokens", "Take the row out: it prefers nothing.")
-    return Pair(chosen, rejected, int(differs[0]) if len(differs) else length)
+    return Pair(chosen, rejected, shared_prompt(chosen, rejected))
+
+
+def shared_prompt(chosen: Tokens, rejected: Tokens) -> int:
+    """How many tokens at the beginning are the same in both answers and trained in neither."""
+    length = min(int(tokens.trained.argmax()) for tokens in (chosen, rejected))
+    differs = np.flatnonzero(chosen.ids[:length] != rejected.ids[:length])
+    return int(differs[0]) if len(differs) else length
 
 
 def _ask_chats(

@@ -20,6 +20,12 @@ from tunekit.errors import DataError
 log = logging.getLogger("tunekit")
 
 PERCENTILES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
+COMMANDS = {
+    "conversations": "Train on them with tunekit sft, or name the answers to compare with columns.",
+    "pairs": "Train on them with tunekit dpo or reward; to learn the chosen answers, columns: {completion: chosen}.",
+    "unpaired": "Train on them with tunekit kto.",
+    "prompts": "Name the answers with columns, such as columns: {completion: answer}.",
+}
 OVERLONG_SHARE = 0.01  # of the rows: more are an error under `overlong: error`
 
 
@@ -144,7 +150,7 @@ def check_kind(place: str, kind: str, wanted: str | None) -> None:
     if wanted not in (None, kind):
         raise DataError(
             f"{place}: the rows are {kind}, and this command takes {wanted}",
-            "Name what is to be learnt with columns, such as columns: {completion: chosen}.",
+            COMMANDS[kind],
         )
 
 

@@ -98,3 +98,55 @@ class Tokens:
     trained: NDArray[np.bool_]
     source: str
     part: int = 0
+
+    @property
+    def answers(self) -> tuple["Tokens", ...]:
+        return (self,)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two answers: the first `prompt_length` ids are the same in both, and none of them is trained.
+
+    reference: what the reference model gives each, summed log-probabilities in nats;  margin: how much better `chosen`
+    is, where the data says so
+    """
+
+    chosen: Tokens
+    rejected: Tokens
+    prompt_length: int
+    reference: tuple[float, float] | None = None
+    margin: float = 0.0
+
+    @property
+    def answers(self) -> tuple[Tokens, ...]:
+        return (self.chosen, self.rejected)
+
+    @property
+    def part(self) -> int:
+        return self.chosen.part
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """One answer and whether it is wanted.
+
+    reference: what the reference model gives it, summed log-probabilities in nats;  mismatched: its prompt with the
+    answer of another row, and what the reference gives that: from many of these the KL divergence is estimated
+    """
+
+    tokens: Tokens
+    label: bool
+    reference: tuple[float] | None = None
+    mismatched: "Labelled | None" = None
+
+    @property
+    def answers(self) -> tuple[Tokens, ...]:
+        return (self.tokens,)
+
+    @property
+    def part(self) -> int:
+        return self.tokens.part
+
+
+Example: TypeAlias = Tokens | Pair | Labelled

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,11 +18,14 @@ log = logging.getLogger("tunekit")
 
 __all__ = ["AutoPeftModelForCausalLM", "PeftModel", "add_lora", "freeze", "load_adapter", "trained_parameters"]
 
+NEW, START, JOINED = "default", "start", "joined"  # names of adapters: the trained one, one before it, both
 STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft refuses LoRA on their out_proj
 ROUTERS = ("gate", "router")  # of mixture-of-experts layers: linear by type, but LoRA on them unbalances the experts
 
 
-def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **options: Any) -> PeftModel:
+def add_lora(
+    model: PreTrainedModel, *, r: int, alpha: float, dropout: float, task_type: str = "CAUSAL_LM", **options: Any
+) -> PeftModel:
     """Puts LoRA (Hu et al. 2021, arXiv:2106.09685) beside the target modules; the adapter's weights are fp32.
 
     `options` are peft's `LoraConfig` names: `target_modules`, `target_parameters`, `use_rslora`, `use_dora`,
@@ -34,19 +38,23 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, **
         options["exclude_modules"] = sorted(routers | refused) or None
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     try:
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)  # type: ignore[arg-type]
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type=task_type, **options)  # type: ignore[arg-type]
         use_fused_layer(config)
         # The commit, without which plain peft would load the base as it then is on the hub.
         adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise RecipeError(f"adapter: {error}", f"Linear modules of this model: {', '.join(sorted(linear))}") from error
-    for module in adapted.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            _train_in_fp32(module.modules_to_save["default"], model.dtype)
+    _whole_modules_in_fp32(adapted, model.dtype)
     for name, parameter in adapted.named_parameters():
         if routers.intersection(name.split(".")):  # peft adapts those of fused experts whatever is excluded
             parameter.requires_grad_(False)
     return adapted
+
+
+def _whole_modules_in_fp32(adapted: PeftModel, dtype: torch.dtype) -> None:
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            _train_in_fp32(module.modules_to_save[NEW], dtype)
 
 
 def _train_in_fp32(module: nn.Module, dtype: torch.dtype) -> None:
@@ -54,6 +62,79 @@ def _train_in_fp32(module: nn.Module, dtype: torch.dtype) -> None:
     module.float()
     module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs))
     module.register_forward_hook(lambda _, inputs, output: output.to(dtype))
+
+
+def lora_settings(path: str) -> dict[str, Any]:
+    """What the LoRA adapter at `path` is, under the keys of a recipe. Raises `RecipeError` for another kind."""
+    try:
+        config = PeftConfig.from_pretrained(path)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise RecipeError(f"model: {path}: its adapter_config.json cannot be used: {error}") from error
+    if not isinstance(config, LoraConfig):
+        raise RecipeError(f"model: {path} is {config.peft_type} and no LoRA adapter", "Only those are trained here.")
+    targets = config.target_modules
+    return {
+        "r": config.r,
+        "alpha": float(config.lora_alpha),
+        "dropout": config.lora_dropout,
+        "target_modules": sorted(targets) if isinstance(targets, set | list) else targets,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "modules_to_save": sorted(config.modules_to_save) if config.modules_to_save else None,
+    }
+
+
+def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
+    """The LoRA adapter at `path` on its base, to be trained on; its weights are fp32."""
+    config = LoraConfig.from_pretrained(path)
+    use_fused_layer(config)
+    adapted = PeftModel.from_pretrained(model, path, is_trainable=True, config=config)
+    _whole_modules_in_fp32(adapted, model.dtype)
+    return adapted
+
+
+def stack_adapter(model: PreTrainedModel, path: str, **lora: Any) -> PeftModel:
+    """The adapter at `path` as it is, and beside it a new one that is trained: the sum of both acts.
+
+    Raises `RecipeError` where the two cannot be saved as one adapter later.
+    """
+    if lora_settings(path)["use_dora"] or lora["use_dora"] or lora_settings(path)["modules_to_save"]:
+        raise RecipeError(
+            "adapter.start_from: new: adapters with magnitudes (use_dora) or modules trained whole (modules_to_save) "
+            "cannot be joined with another one",
+            "Set adapter.start_from: merge_first.",
+        )
+    adapted = add_lora(model, **lora)
+    adapted.load_adapter(path, START)
+    adapted.base_model.set_adapter([START, NEW])  # type: ignore[operator]
+    for name, parameter in adapted.named_parameters():
+        if f".{START}." in name:
+            parameter.requires_grad_(False)
+    return adapted
+
+
+def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """`model` with the adapter at `path` added to its weights, in their precision."""
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, path).merge_and_unload()
+    return merged
+
+
+def save_adapter(adapted: PeftModel, folder: Path, base: str | None = None) -> None:
+    """Writes the adapter of `adapted`; two that act together are written as one, whose rank is the sum of theirs.
+
+    `base`: the path of the model that it belongs to, where that is not the one it was loaded from.
+    """
+    if base is not None:
+        adapted.peft_config[NEW].base_model_name_or_path = base
+    if START not in adapted.peft_config:
+        adapted.save_pretrained(str(folder))
+        return
+    adapted.add_weighted_adapter([START, NEW], [1.0, 1.0], JOINED, combination_type="cat")
+    adapted.save_pretrained(str(folder), selected_adapters=[JOINED])
+    adapted.delete_adapter(JOINED)
+    for file in (folder / JOINED).iterdir():
+        file.rename(folder / file.name)
+    (folder / JOINED).rmdir()
 
 
 def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:

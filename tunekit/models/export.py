@@ -1,8 +1,6 @@
 """The artefact: a folder that plain transformers or peft loads, proven by a fresh process before a run says "done"."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tunekit.errors import StorageError
+from tunekit.models.adapters import PeftModel, save_adapter
+from tunekit.models.fresh import in_fresh_process
 from tunekit.models.load import PASSPORT
 
-RELOAD_SECONDS = 3600  # loading and four short forward passes: more is a process that hangs
 PROMPTS = (
     "The capital of France is",
     "Write a short poem about the sea.",
@@ -85,8 +83,14 @@ def save_artefact(
     folder: Path,
     passport: dict[str, Any],
 ) -> None:
-    """Writes weights (or the adapter alone), tokenizer with its template, generation config, passport to `folder`."""
-    model.save_pretrained(folder)  # type: ignore[operator]
+    """Writes weights (or the adapter alone), tokenizer with its template, generation config, passport to `folder`.
+
+    The adapter belongs to the base that the passport names, where that is a local folder.
+    """
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder, passport["base_model"].get("path"))
+    else:
+        model.save_pretrained(folder)  # type: ignore[operator]
     generation_config(causal, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
@@ -104,23 +108,13 @@ def verify_in_fresh_process(
     `device` is the one that `logits` were computed on: another one rounds differently. Raises `StorageError` with what
     that process said if it cannot load the folder, renders one of `served` differently, or does not come to an end.
     """
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()  # the other process needs room for a second copy of the weights
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "logits.safetensors"
         save_file(logits, expected)
         examples = Path(scratch) / "served.json"
         examples.write_text(json.dumps(list(served)), encoding="utf-8")
         arguments = [str(folder), str(expected), str(examples), str(dtype).removeprefix("torch."), str(device)]
-        command = [sys.executable, "-m", "tunekit.models.reload", *arguments]
-        try:
-            process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=RELOAD_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise StorageError(f"{folder}: a fresh process did not load it within {RELOAD_SECONDS} s") from error
-    if process.returncode != 0:
-        said = process.stderr.strip()[-2000:]
-        raise StorageError(f"{folder}: a fresh process cannot load it as it was trained:\n{said}")
-    return float(process.stdout.strip().splitlines()[-1])
+        return float(in_fresh_process("tunekit.models.reload", arguments, folder))
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

@@ -40,8 +40,12 @@ class Location:
     revision: str | None = None
 
     @property
+    def folder(self) -> Path:
+        return Path(self.path)
+
+    @property
     def is_adapter(self) -> bool:
-        return (Path(self.path) / "adapter_config.json").is_file()
+        return (self.folder / "adapter_config.json").is_file()
 
 
 def default_device() -> torch.device:
@@ -163,24 +167,34 @@ def _read_template(path: str) -> str:
 
 
 def load_model(
-    location: Location, *, dtype: torch.dtype | str, device: torch.device, attn_implementation: str | None = "auto"
+    location: Location,
+    *,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    attn_implementation: str | None = "auto",
+    auto_class: Any = AutoModelForCausalLM,
+    **config: Any,
 ) -> PreTrainedModel:
-    """A causal language model in `dtype` ("auto": the one it is stored in) on `device`.
+    """A causal language model, or one of `auto_class`, in `dtype` ("auto": the one it is stored in) on `device`.
+
+    `config` are values of its config to change.
 
     Attention `auto` is ours over segments where the model takes it, None is what transformers would choose. Raises
     `MissingEnvironment` where it cannot be loaded that way, and `RecipeError` where its files are damaged.
     """
     auto = attn_implementation == "auto"
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **config}
     try:
         model = _from_hub_or_disk(
-            AutoModelForCausalLM, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
+            auto_class, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
         )
     except SafetensorError as error:
         raise _damaged(location.path, error) from error
     except (ValueError, KeyError, ImportError) as error:
         if auto:
-            model = load_model(location, dtype=dtype, device=device, attn_implementation=None)
+            model = load_model(
+                location, dtype=dtype, device=device, attn_implementation=None, auto_class=auto_class, **config
+            )
             log.info("%s does not take a registered attention function: using its own", location.name)
             return model
         how = f" with model.attn_implementation: {attn_implementation}" if attn_implementation else ""

@@ -52,6 +52,7 @@ class LoraLinear(lora.Linear):
         base = self.get_base_layer()
         plain = (
             self.training
+            and len(self.active_adapters) == 1
             and not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
             and isinstance(self.lora_dropout[name], nn.Identity)
             and x.dtype == base.weight.dtype

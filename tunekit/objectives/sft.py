@@ -2,6 +2,9 @@
 
 from torch import Tensor
 
+from tunekit.data.batch import Batch
+from tunekit.objectives.objective import Objective, Terms
+
 
 def negative_log_likelihood(logprobs: Tensor) -> Tensor:
     """-sum log p(token | tokens before it), in nats, over the trained tokens `logprobs (N,)`; unreduced.
@@ -10,3 +13,10 @@ def negative_log_likelihood(logprobs: Tensor) -> Tensor:
     (GPT), equation 1, restricted to the trained tokens.
     """
     return -logprobs.sum()
+
+
+def _terms(logprobs: Tensor, batch: Batch, kl: float) -> Terms:
+    return Terms(negative_log_likelihood(logprobs), {})
+
+
+SFT = Objective(_terms)

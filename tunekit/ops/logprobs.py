@@ -61,3 +61,8 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Matrix products run in the dtype of `weight`, the softmax in fp32. Peak memory is one chunk of logits, not N rows.
     """
     return _TokenLogprobs.apply(hidden.to(weight.dtype), weight, targets)
+
+
+def answer_sums(logprobs: Tensor, counts: Tensor) -> Tensor:
+    """The log-probability `(A,)` of each answer from those of its tokens, `counts (A,)` in turn of `logprobs (N,)`."""
+    return torch.stack([each.sum() for each in logprobs.split(counts.tolist())])

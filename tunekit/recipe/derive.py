@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunekit.recipe.losses import keys_of, losses_of, stage_of
 from tunekit.recipe.schema import Recipe
 
 LOWER_IS_BETTER = ("loss", "perplexity")
 WARMUP_RATIO = 0.03
-LEARNING_RATE = {"lora": 2e-4, "none": 2e-5}
+LEARNING_RATE = {
+    "sft": {"lora": 2e-4, "none": 2e-5},
+    "dpo": {"lora": 5e-5, "none": 1e-6},
+    "kto": {"lora": 5e-5, "none": 1e-6},
+    "reward": {"lora": 1e-4, "none": 1e-5},
+}
 
 
 def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
     """The recipe with every derived value filled in, and the dotted paths of those that were."""
     adapter, train, data, evaluation = recipe.adapter, recipe.train, recipe.data, recipe.eval
+    stage = stage_of(recipe.stage, recipe.objective.loss)
     updates: dict[str, dict[str, Any]] = {"adapter": {}, "train": {}, "data": {}, "eval": {}}
+    updates["objective"] = _objective(recipe, stage)
     if adapter.alpha is None:
         updates["adapter"]["alpha"] = 2.0 * adapter.r
     if train.learning_rate is None:
-        updates["train"]["learning_rate"] = LEARNING_RATE[adapter.type]
+        updates["train"]["learning_rate"] = LEARNING_RATE[stage][adapter.type]
+    if train.num_train_epochs is None:
+        updates["train"]["num_train_epochs"] = 3.0 if stage == "sft" else 1.0
     if train.warmup_steps is None and train.warmup_ratio is None:
         updates["train"]["warmup_ratio"] = WARMUP_RATIO
     if train.gradient_accumulation_steps is None:
@@ -31,6 +41,18 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
         updates["eval"]["metric_for_best_model"] = f"eval_{metric}"
     if evaluation.greater_is_better is None:
         updates["eval"]["greater_is_better"] = metric not in LOWER_IS_BETTER
-    sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in updates.items() if update}
-    paths = frozenset(f"{name}.{key}" for name, update in updates.items() for key in update)
-    return recipe.model_copy(update=sections), paths
+    final: dict[str, Any] = {
+        name: getattr(recipe, name).model_copy(update=update) for name, update in updates.items() if update
+    }
+    paths = {f"{name}.{key}" for name, update in updates.items() for key in update}
+    if recipe.stage is None:
+        final["stage"] = stage
+        paths.add("stage")
+    return recipe.model_copy(update=final), frozenset(paths)
+
+
+def _objective(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What of the objective follows from the stage and from the losses; what no loss takes stays null."""
+    losses = losses_of(stage, recipe.objective.loss)
+    values: dict[str, Any] = {**keys_of(losses), **({"loss": losses} if losses else {})}
+    return {key: value for key, value in values.items() if value is not None and getattr(recipe.objective, key) is None}

@@ -31,7 +31,7 @@ ACCEPTED = {
     "too_short": "a list with at least one item",
     "finite_number": "a finite number",
 }
-OWN = ("path", "checkpoint", "attention", "condition")  # errors of types.py, which say all that is to be said
+OWN = ("path", "checkpoint", "attention", "condition", "loss")  # errors of types.py, which say all that is to be said
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 PLACEHOLDER = "?"
 TODO = re.compile(r"TODO(:\s*(.*))?", re.DOTALL)
@@ -193,6 +193,8 @@ def _meant(path: KeyPath, error: ErrorDetails) -> str:
     value = error["input"]
     if path == ("data",) and isinstance(value, list):
         return "; write train: [...] below data"
+    if path == ("objective",) and isinstance(value, list):
+        return "; write loss: [...] below objective"
     if path in (("data", "train"), ("data", "eval")) and isinstance(value, dict):
         return "; write - before its first key, or [ ] around it"
     if error["type"] == "model_type" and isinstance(value, str) and len(words := value.split(maxsplit=1)) == 2:

@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 EXTENDS = "extends"  # the key of a recipe file that names its bases; a loaded recipe has none
-SHORT_FORMS = {"model": "name_or_path", "adapter": "type", "data": "train"}  # what a section that is one word means
+SHORT_FORMS = {
+    "model": "name_or_path",
+    "adapter": "type",
+    "data": "train",
+    "objective": "loss",
+}  # what a section that is one word means
 SYNONYMS = {
     ("train", "gradient_checkpointing"): ("train", "activation_checkpointing"),
+    ("adapter", "from"): ("adapter", "start_from"),
+    ("objective", "loss_type"): ("objective", "loss"),
+    ("objective", "simpo_gamma"): ("objective", "gamma"),
+    ("objective", "discopop_tau"): ("objective", "tau"),
+    ("objective", "rpo_alpha"): ("objective", "sft_weight"),
 }
 
 
@@ -23,7 +33,7 @@ def our_name(path: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def expand(raw: Any) -> Any:
-    """The recipe with `model: x`, `adapter: lora`, `data: x`, `data.train: x`, `report_to: x` in full. Idempotent."""
+    """The recipe with its short forms (`model: x`, `data: x`, `data.train: x`, ...) in full. Idempotent."""
     if not isinstance(raw, dict):
         return raw
     raw = dict(raw)
@@ -40,4 +50,7 @@ def expand(raw: Any) -> Any:
         keys = raw.get(section)
         if isinstance(keys, dict) and theirs in keys and ours not in keys:
             raw[section] = {ours if key == theirs else key: value for key, value in keys.items()}
+    objective = raw.get("objective")
+    if isinstance(objective, dict) and isinstance(objective.get("loss"), str):
+        raw["objective"] = {**objective, "loss": [objective["loss"]]}
     return raw

@@ -12,7 +12,9 @@ NO_QUANTISATION = (
     "could take an adapter only"
 )
 ONLY_DTYPES = "model.dtype takes bfloat16 or float32 only"
-ONLY_SFT = "this version has supervised fine-tuning only (tunekit sft)"
+NO_RL = "this version has the stages sft, reward, dpo and kto, no PPO and no GRPO"
+OWN_REFERENCE = "the reference is the model that training starts from"
+ONE_REFERENCE = "what the reference says is computed once, before training"
 NO_UPLOAD = "nothing is uploaded; output_dir/model is an ordinary model folder that any uploader takes"
 NO_METHOD = "this version does not have this method"
 TEXT_ONLY = "this version trains on text only"
@@ -38,13 +40,19 @@ MISSING = [
     ("axolotl", ONE_PROCESS, "fsdp_version fsdp_final_state_dict_type sequence_parallel_degree tensor_parallel_size"),
     ("axolotl", ONE_PROCESS, "context_parallel_size dp_shard_size dp_replicate_size expert_parallel_size use_ray"),
     ("LLaMA-Factory", ONE_PROCESS, "dist_config use_megatron"),
-    ("axolotl", ONLY_SFT, "rl rl_beta dpo_beta orpo_alpha process_reward_model trl vllm kto_desirable_weight"),
-    ("axolotl", ONLY_SFT, "kto_undesirable_weight simpo_gamma rpo_alpha cpo_alpha dpo_use_weighting"),
-    ("LLaMA-Factory", ONLY_SFT, "reward_model reward_model_type pref_beta pref_loss pref_ftx ppo_epochs ppo_target"),
-    ("TRL", ONLY_SFT, "beta ref_model_name_or_path reward_model_path reward_model_name_or_path reward_funcs"),
-    ("TRL", ONLY_SFT, "max_prompt_length max_completion_length num_generations loss_weights use_vllm sft_model_path"),
-    ("other tools", ONLY_SFT, "ref_model dpo ppo kto orpo grpo rm reward rlhf"),
-    ("ms-swift", ONLY_SFT, "rlhf_type"),
+    ("axolotl", NO_RL, "trl vllm process_reward_model"),
+    ("axolotl", NO_METHOD, "dpo_use_weighting dpo_norm_loss"),
+    ("TRL", NO_METHOD, "use_weighting ld_alpha f_divergence_type f_alpha_divergence_coef"),
+    ("LLaMA-Factory", NO_METHOD, "pref_bco_weight"),
+    ("TRL", "a model's own dropout stays; that of the adapter is adapter.dropout", "disable_dropout"),
+    ("LLaMA-Factory", NO_RL, "reward_model reward_model_type ppo_epochs ppo_target"),
+    ("TRL", NO_RL, "reward_model_path reward_model_name_or_path reward_funcs num_generations use_vllm sft_model_path"),
+    ("TRL", NO_RL, "max_completion_length"),
+    ("other tools", NO_RL, "ppo grpo rlhf"),
+    ("other tools", OWN_REFERENCE, "ref_model ref_model_name_or_path ref_adapter_name sync_ref_model"),
+    ("TRL", OWN_REFERENCE, "ref_model_mixup_alpha ref_model_sync_steps"),
+    ("LLaMA-Factory", OWN_REFERENCE, "ref_model_adapters ref_model_quantization_bit"),
+    ("TRL", "a pair longer than data.max_length follows data.overlong as a whole", "max_prompt_length"),
     ("transformers", NO_UPLOAD, "push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision"),
     ("LLaMA-Factory", NO_UPLOAD, "export_hub_model_id"),
     ("axolotl", NO_UPLOAD, "push_dataset_to_hub"),
@@ -100,7 +108,6 @@ MISSING = [
 ]
 NEEDLESS = [
     ("transformers", "the command says what is done", "do_train do_eval do_predict"),
-    ("LLaMA-Factory", "the command says what is done", "stage"),
     ("transformers", OWN_READING, "remove_unused_columns dataloader_num_workers dataloader_pin_memory data_seed"),
     ("transformers", OWN_READING, "dataloader_prefetch_factor dataloader_drop_last dataloader_persistent_workers"),
     ("TRL", OWN_READING, "dataset_num_proc dataset_kwargs dataset_batch_size"),
@@ -114,6 +121,9 @@ NEEDLESS = [
     ("LLaMA-Factory", "the model's own config says so", "model_class init_config"),
     ("axolotl", NO_PADDING, "pad_to_sequence_len batch_flattening eval_sample_packing"),
     ("TRL", NO_PADDING, "padding_free pad_to_multiple_of eval_packing pad_token use_padding_free"),
+    ("axolotl", NO_PADDING, "dpo_padding_free"),
+    ("TRL", ONE_REFERENCE, "precompute_ref_log_probs precompute_ref_batch_size"),
+    ("axolotl", OWN_KERNELS, "dpo_use_logits_to_keep"),
     ("transformers", OWN_KERNELS, "tf32 use_liger_kernel liger_kernel_config torch_compile torch_compile_backend"),
     ("axolotl", OWN_KERNELS, "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp"),
     ("axolotl", OWN_KERNELS, "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel cut_cross_entropy"),

@@ -37,14 +37,15 @@ def json_schema() -> dict[str, Any]:
     for (section, theirs), (_, ours) in SYNONYMS.items():
         keys = sections[section.title()]
         keys["properties"][theirs] = keys["properties"][ours] | {"description": f"The same as {ours}."}
-        keys["not"] = {"required": [theirs, ours]}
+        keys.setdefault("not", {"anyOf": []})["anyOf"].append({"required": [theirs, ours]})
     required = {section: sections[section.title()].pop("required", []) for section in ("model", "data")}
     for section, key in SHORT_FORMS.items():
         long = sections[section.title()]["properties"][key]
-        # Only one word is short for a section: of data.train the path.
-        short = (
-            PATH_SCHEMA if "anyOf" in long else {k: v for k, v in long.items() if k not in ("default", "description")}
-        )
+        # Only one word is short for a section: of data.train the path, of objective.loss one loss.
+        short = {k: v for k, v in long.items() if k not in ("default", "description")}
+        if "anyOf" in long:
+            words = [part for part in long["anyOf"] if "enum" in part or "pattern" in part]
+            short = {"anyOf": words} if words else PATH_SCHEMA
         about = {"description": top[section].pop("description")}
         top[section] = {**about, "anyOf": [short, {"$ref": f"#/$defs/{section.title()}"}]}
     top[EXTENDS] = BASES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -12,6 +13,7 @@ from tunekit.errors import RecipeError
 from tunekit.recipe.compose import fill_places, read_recipe, recipe_of_text
 from tunekit.recipe.derive import derive
 from tunekit.recipe.explain import place_of, validate
+from tunekit.recipe.losses import DEFAULT, facts_of, is_loss
 from tunekit.recipe.override import override
 from tunekit.recipe.parse import Document, KeyPath, dotted
 from tunekit.recipe.schema import Recipe
@@ -25,8 +27,10 @@ class Resolved:
     origins: dict[str, str]
 
 
-def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Resolved:
+def load(path: str | PathLike[str], overrides: Sequence[str] = (), stage: str | None = None) -> Resolved:
     """Reads a recipe file and applies overrides: `train.seed=1`, `data.train.0.path=x.jsonl`, `~data.eval`, in order.
+
+    `stage` is the one that is to run, where a recipe does not say it; one that says another is refused.
 
     Raises `RecipeError` that names all that is wrong: file:line:column, key, value, what is accepted, and the line.
     """
@@ -34,21 +38,47 @@ def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Resolved:
     for text in overrides:
         override(document, text)
     fill_places(document)
-    return _resolve(document)
+    return _resolve(document, stage)
 
 
-def load_text(text: str, source: str) -> Resolved:
-    """The recipe that `text` is; messages call it `source`. Raises `RecipeError` like `load`."""
-    return _resolve(recipe_of_text(text, source))
+def load_text(text: str, source: str, stage: str | None = None) -> Resolved:
+    """The recipe that `text` is; messages call it `source`. `stage` and what is raised are those of `load`."""
+    return _resolve(recipe_of_text(text, source), stage)
 
 
-def _resolve(document: Document) -> Resolved:
+def _resolve(document: Document, stage: str | None) -> Resolved:
+    follows = _take_stage(document, stage) if stage else set()
     recipe, problems = validate(document)
     if recipe is None:
         raise RecipeError(document.report(problems))
     final, derived = derive(recipe)
     origins = {dotted(leaf): _origin(document, leaf, given) for leaf, given in _leaves(recipe)}
-    return Resolved(final, origins | dict.fromkeys(derived, "derived"))
+    return Resolved(final, origins | dict.fromkeys(derived | follows, "derived"))
+
+
+def _take_stage(document: Document, stage: str) -> set[str]:
+    """Makes a recipe that does not say its stage one of `stage`, and returns the keys that were filled in so.
+
+    Raises `RecipeError` where the recipe, or what its loss is for, is another stage.
+    """
+    given = document.value.get("stage")
+    path: KeyPath = ("stage",) if given is not None else ("objective", "loss")
+    said = given if given is not None else _implied(document.value.get("objective"))
+    if isinstance(said, str) and said in DEFAULT and said != stage:  # one that does not exist is named with the rest
+        spot = place_of(document, path).of_value
+        message = f"{spot}: {dotted(path)}: this recipe is for tunekit {said}, and this is tunekit {stage}"
+        raise RecipeError(document.quote(spot, message), f"Run tunekit {said}, or change {dotted(path)}.")
+    if given is not None:
+        return set()
+    document.value["stage"] = stage
+    return {"stage"}
+
+
+def _implied(objective: Any) -> str | None:
+    """The stage of the first loss that is known, in a section that is not validated yet."""
+    losses = objective.get("loss") if isinstance(objective, dict) else None
+    names = [name for name in losses if isinstance(name, str) and is_loss(name)] if isinstance(losses, list) else []
+    return facts_of(names[0]).stage if names else None
 
 
 def _origin(document: Document, leaf: KeyPath, given: bool) -> str:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tunekit.recipe.schema import Data, Eval, Recipe, Source
+from tunekit.recipe.stage_rules import Conflict, stage_conflicts
 
 MEMORY = "memory:"
 ONE_FILE = re.compile(r".*\.(jsonl|json|csv|tsv|parquet)(\.gz)?", re.IGNORECASE)
 LIST_IN_FILE = re.compile(r".*\.json(\.gz)?", re.IGNORECASE)
 PATTERN = re.compile(r"[*?\[]")
-
-
-class Conflict(NamedTuple):
-    """`message` is about the key `at`; `keys` are all that the rule looked at, dotted."""
-
-    at: str
-    keys: tuple[str, ...]
-    message: str
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
@@ -31,7 +23,7 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     yield from _held_out(recipe)
     yield from _answers(recipe)
     yield from _tasks(recipe)
-    yield from _best_model(recipe)
+    yield from stage_conflicts(recipe)
     yield from _streaming(recipe)
     yield from _system(recipe)
     yield from _packing(recipe)
@@ -63,7 +55,7 @@ def _adapter(recipe: Recipe) -> Iterator[Conflict]:
     for name, field in type(adapter).model_fields.items():
         value = getattr(adapter, name)
         default = 2 * adapter.r if name == "alpha" and value is not None else field.default
-        if value != default:
+        if value != default and value != "merge_first":  # which is about the model that is trained whole
             message = (
                 "has no effect with adapter none; set type: lora, or remove it (that of a base: adapter: null; on the "
                 "command line: adapter=none)"
@@ -127,15 +119,6 @@ def _tasks(recipe: Recipe) -> Iterator[Conflict]:
         if given and not evaluation.tasks:
             keys = (f"eval.{key}", "eval.tasks")
             yield Conflict(keys[0], keys, "has no effect without eval.tasks; give them, or remove this key")
-
-
-def _best_model(recipe: Recipe) -> Iterator[Conflict]:
-    evaluation, key = recipe.eval, "eval.metric_for_best_model"
-    computed = ["eval_loss", "eval_perplexity", *(f"eval_{name}" for name in evaluation.metrics)]
-    name = evaluation.metric_for_best_model
-    if f"eval_{name.removeprefix('eval_')}" not in computed:
-        message = f'"{name}" is not computed; accepted: {", ".join(computed)}, or add it to eval.metrics'
-        yield Conflict(key, (key, "eval.metrics"), message)
 
 
 def _streaming(recipe: Recipe) -> Iterator[Conflict]:

@@ -17,7 +17,12 @@ from tunekit.recipe.show import flow
 WIDTH = 100
 MODEL = "smollm2-135m-instruct"
 DATA = "data.jsonl"
-ROW = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+ROWS = {
+    "sft": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+    "dpo": '{"prompt": "...", "chosen": "...", "rejected": "..."}, or lists of messages',
+    "kto": '{"prompt": "...", "completion": "...", "label": true}, or lists of messages',
+}
+ROWS["reward"] = ROWS["dpo"]
 
 
 class Starter(NamedTuple):
@@ -27,27 +32,33 @@ class Starter(NamedTuple):
     keys: tuple[str, ...]
 
 
-STARTERS = {
-    "sft": Starter(
-        "model: {model}\nadapter: lora\ndata: {data}\noutput_dir: out/sft\n",
+def _starter(stage: str, *objective: str, metrics: tuple[str, ...] = ()) -> Starter:
+    """`objective`, `metrics`: the keys that only this stage has."""
+    return Starter(
+        f"stage: {stage}\nmodel: {{model}}\nadapter: lora\ndata: {{data}}\noutput_dir: out/{stage}\n",
         (
+            *(() if stage == "sft" else ("stage",)),
             *("model.name_or_path", "#model.revision", "#model.dtype"),
             *("adapter.type", "adapter.r", "#adapter.alpha", "#adapter.dropout", "#adapter.target_modules"),
-            *("data.train", "#data.eval", "#data.eval_split", "#data.max_length", "#data.overlong", "#data.packing"),
-            *("#data.loss_on", "#data.system"),
+            *("data.train", "#data.eval", "#data.eval_split", "#data.max_length", "#data.overlong"),
+            *(("#data.packing", "#data.loss_on") if stage == "sft" else ()),
+            "#data.system",
+            *objective,
             *("train.learning_rate", "train.num_train_epochs", "#train.max_steps"),
             *("train.per_device_train_batch_size", "#train.gradient_accumulation_steps", "#train.warmup_ratio"),
             *("#train.activation_checkpointing", "#train.seed"),
-            *(
-                "eval.per_device_eval_batch_size",
-                "#eval.steps",
-                "#eval.metrics",
-                "#eval.early_stopping_patience",
-                "#eval.load_best_model_at_end",
-            ),
+            *("eval.per_device_eval_batch_size", "#eval.steps", *metrics),
+            *("#eval.early_stopping_patience", "#eval.load_best_model_at_end"),
             *("save.steps", "#save.total_limit", "output_dir", "#report_to", "#run_name"),
         ),
     )
+
+
+STARTERS = {
+    "sft": _starter("sft", metrics=("#eval.metrics",)),
+    "reward": _starter("reward", "objective.loss", "#objective.center_rewards_coefficient"),
+    "dpo": _starter("dpo", "objective.loss", "objective.beta", "#objective.label_smoothing", "#objective.sft_weight"),
+    "kto": _starter("kto", "objective.beta", "#objective.desirable_weight", "#objective.undesirable_weight"),
 }
 
 
@@ -74,17 +85,18 @@ def starter(stage: str = "sft", model: str = MODEL, data: str = DATA) -> str:
             lines += ["", *([f"{parents[0]}:"] if parents else [])]
             section = parents
         value = data if path == "data.train" else _at(values, path)
-        lines += _entry(path, name, value, "  " * len(parents), commented=key.startswith("#"))
+        example = f"A row: {ROWS[stage]}" if path == "data.train" else ""
+        lines += _entry(path, name, value, "  " * len(parents), example, commented=key.startswith("#"))
     return "\n".join(lines) + "\n"
 
 
-def _entry(path: str, name: str, value: Any, indent: str, *, commented: bool) -> Iterator[str]:
+def _entry(path: str, name: str, value: Any, indent: str, example: str, *, commented: bool) -> Iterator[str]:
     *parents, _ = path.split(".")
     about = SECTIONS[".".join(parents)].model_fields[name].description or ""
     for line in textwrap.wrap(about, WIDTH - len(indent), break_long_words=False, break_on_hyphens=False):
         yield f"{indent}#  {line}"
-    if path == "data.train":
-        yield f"{indent}#  A row: {ROW}"
+    if example:
+        yield f"{indent}#  {example}"
     yield f"{indent}{'#' if commented else ''}{name}: {flow(value)}"
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tunekit.recipe.foreign import VALUES
+from tunekit.recipe.losses import LOSSES, USERS_OWN, is_loss
 
 MAX_COUNT = 2**31 - 1
 MAX_NUMBER = 1e9  # of what has no limit of its own: more is a slip, and some of it ends in a traceback
@@ -88,6 +89,13 @@ def attention(value: str) -> str:
     raise PydanticCustomError("attention", "must be a name of transformers', such as {expected}", names)
 
 
+def loss(value: str) -> str:
+    if is_loss(value):
+        return value
+    names = {"expected": ", ".join(f"'{name}'" for name in LOSSES)}
+    raise PydanticCustomError("loss", "must be one of {expected}, or a function as path/to/file.py:name", names)
+
+
 def condition(value: str) -> str:
     if re.fullmatch(CONDITION, value):
         return value
@@ -113,6 +121,17 @@ Attention = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER)]
+NotNegative = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
+Loss = Annotated[
+    str,
+    AfterValidator(loss),
+    WithJsonSchema({"anyOf": [{"enum": list(LOSSES)}, {"type": "string", "pattern": rf"^{USERS_OWN.pattern}$"}]}),
+]
+Losses = Annotated[
+    tuple[Loss, ...],
+    Field(min_length=1),
+    BeforeValidator(as_tuple, json_schema_input_type=Annotated[tuple[Loss, ...], Field(min_length=1)] | Loss),
+]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Metric = Literal["exact_match", "token_f1"]
 Optimizer = Literal[

@@ -84,12 +84,12 @@ def _metadata(
     scores: list[tuple[str, str, Mapping[str, Any]]],
     licence: str | None,
 ) -> ModelCardData:
-    adapter = recipe["adapter"]["type"] != "none"
+    adapter = recipe["adapter"]["type"] != "none" and recipe["stage"] != "reward"
     data = ModelCardData(
         base_model=base if _on_hub(base) else None,
         license=None if licence is None else licence.lower(),  # the hub writes them so
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if recipe["stage"] == "reward" else "text-generation",
         tags=["tunekit", str(result.get("stage", "sft")), *(["lora"] if adapter else [])],
         datasets=[source["path"] for source in recipe["data"]["train"] if _on_hub(source["path"])] or None,
         model_name=name,

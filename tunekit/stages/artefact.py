@@ -8,24 +8,69 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunekit.data.render import serving_examples
+from tunekit.data.rendering import Rendering
 from tunekit.errors import StorageError
 from tunekit.models import export
-from tunekit.models.load import Location, weights_hash
+from tunekit.models.adapters import merge_adapter
+from tunekit.models.load import Location, load_model, weights_hash
 from tunekit.models.policy import Policy
+from tunekit.recipe.schema import Recipe
+from tunekit.stages.assemble import end_at_terminators
 from tunekit.stages.base import Base
+from tunekit.stages.rows import Rows
 from tunekit.train.checkpoint import staged
+from tunekit.train.loop import Training
 
 log = logging.getLogger("tunekit")
 
 
-def base_passport(location: Location, policy: Policy) -> dict[str, Any]:
-    """Which base a run trained on: name, revision (the commit on a hub) and the sha256 of local weights."""
+def base_passport(base: Base, policy: Policy) -> dict[str, Any]:
+    """Which base a run trained on: name, revision (the commit on a hub) and the sha256 of local weights.
+
+    `adapter`: the same of the adapter that it started from, and how, where it did.
+    """
+    location = base.location
     commit = getattr(policy.causal.config, "_commit_hash", None)
-    return {"name": location.name, "revision": commit or location.revision, "sha256": weights_hash(location)}
+    found = {"name": location.name, "revision": commit or location.revision, "sha256": weights_hash(location)}
+    if base.adapter is not None:
+        given = {"name": base.adapter.name, "sha256": weights_hash(base.adapter), "from": base.start_from}
+        found["adapter"] = given
+    return found
+
+
+def write_language_model(
+    recipe: Recipe, training: Training, base: Base, rows: Rows, folder: Path, facts: dict[str, Any], card: str
+) -> dict[str, Any]:
+    """`model/` in `folder`, proven by a fresh process; how far its logits are from those trained."""
+    end_at_terminators(training.policy, base, rows)
+    served = []
+    if rows.conversations:
+        rendering = Rendering(loss_on=recipe.data.loss_on, **facts["messages"])
+        served = serving_examples(rows.conversations, base.tokenizer, rendering)
+    passport = {"base_model": base_passport(base, training.policy), **facts}
+    if base.adapter is not None and base.start_from == "merge_first" and recipe.adapter.type == "lora":
+        passport["base_model"] = _write_merged_base(base, training.policy, folder / "base")
+    difference = write_artefact(training.policy, base, folder / "model", passport, served, card)
+    return {"reload_difference": difference}
+
+
+def _write_merged_base(base: Base, policy: Policy, folder: Path) -> dict[str, Any]:
+    """The base with the first adapter in its weights, as training had it, to which the second adapter belongs."""
+    assert base.adapter is not None
+    model = load_model(base.location, dtype=policy.dtype, device=policy.causal.device, attn_implementation=None)
+    merged = merge_adapter(model, base.adapter.path)
+    with staged(folder) as staging:
+        merged.save_pretrained(staging)
+        base.tokenizer.save_pretrained(staging)
+    log.info("%s: the base of the new adapter, %s merged into %s", folder, base.adapter.name, base.location.name)
+    path = str(folder.resolve())
+    made = {"name": path, "path": path, "revision": None, "sha256": weights_hash(Location(path, path))}
+    return {**made, "made_from": base_passport(base, policy)}
 
 
 def write_artefact(
-    policy: Policy, base: Base, folder: Path, facts: dict[str, Any], served: Sequence[dict[str, Any]], card: str
+    policy: Policy, base: Base, folder: Path, passport: dict[str, Any], served: Sequence[dict[str, Any]], card: str
 ) -> float:
     """Writes `folder` (adapter or whole model), reloads it in a fresh process, and only then puts it in place.
 
@@ -36,7 +81,6 @@ def write_artefact(
     causal = policy.causal
     with export.serving_attention(causal):
         logits = export.fixed_logits(causal, base.tokenizer)
-    passport = {"base_model": base_passport(base.location, policy), **facts}
     return write_proven(policy.model, causal, base.tokenizer, folder, passport, logits, served, card)
 
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tunekit.errors import RecipeError
 from tunekit.models import adapters
 from tunekit.models.export import generation_config
 from tunekit.models.load import load_model, resolve_dtype
 from tunekit.models.policy import Policy
+from tunekit.objectives.objective import Objective
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.stages.rows import REJECTED, Rows, shares_of
@@ -18,7 +21,6 @@ from tunekit.train.engine import Engine
 from tunekit.train.loop import Evaluate, Schedule, Training, restore
 from tunekit.train.optim import make_optimizer, make_schedule
 from tunekit.train.report import MetricsFile
-from tunekit.train.step import Objective
 
 log = logging.getLogger("tunekit")
 
@@ -27,21 +29,49 @@ DATE = "date (as a chat template may write it)"
 
 
 def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Policy:
-    """The model with what is trained in it: an adapter beside a base in the compute dtype, or its own fp32 weights."""
-    compute = resolve_dtype(recipe.model.dtype, engine.device)
-    lora = recipe.adapter.type == "lora"
-    stored = compute if lora else resolve_dtype("float32", engine.device)
+    """The language model with what is trained in it (see `trained_model`), tried on rows of the run."""
+    policy = Policy(trained_model(recipe, base, engine), compute_dtype(recipe, engine), base.tokenizer.pad_token_id)
+    end_at_terminators(policy, base, rows)
+    finish_policy(recipe, base, rows, policy)
+    return policy
+
+
+def compute_dtype(recipe: Recipe, engine: Engine) -> torch.dtype:
+    return resolve_dtype(recipe.model.dtype, engine.device)
+
+
+def trained_model(recipe: Recipe, base: Base, engine: Engine, task_type: str = "CAUSAL_LM", **options: Any) -> Any:
+    """The model with what is trained in it: an adapter beside a base in the compute dtype, or its own fp32 weights.
+
+    `options` are those of `load_model`, `task_type` is peft's word for the kind of model.
+    """
+    compute, lora = compute_dtype(recipe, engine), recipe.adapter.type == "lora"
     log.info("model %s on %s: %s products, float32 trained weights", base.location.name, engine.device, compute)
     model: Any = load_model(
-        base.location, dtype=stored, device=engine.device, attn_implementation=recipe.model.attn_implementation
+        base.location,
+        dtype=compute if lora else torch.float32,
+        device=engine.device,
+        attn_implementation=recipe.model.attn_implementation,
+        **options,
     )
+    settings = recipe.adapter.model_dump(exclude={"type", "start_from"}) | {"task_type": task_type}
+    if base.adapter is not None:
+        log.info("adapter %s: %s", base.adapter.name, base.start_from)
+        if base.start_from == "continue":
+            return adapters.continue_adapter(model, base.adapter.path)
+        if base.start_from == "new":
+            return adapters.stack_adapter(model, base.adapter.path, **settings)
+        model = adapters.merge_adapter(model, base.adapter.path)
     if lora:
-        model = adapters.add_lora(model, **recipe.adapter.model_dump(exclude={"type"}))
-    elif recipe.freeze is not None:
+        return adapters.add_lora(model, **settings)
+    if recipe.freeze is not None:
         adapters.freeze(model, recipe.freeze.layers, recipe.freeze.embeddings)
-    policy = Policy(model, compute, base.tokenizer.pad_token_id)
-    end_at_terminators(policy, base, rows)
-    policy.prove(rows.examples)
+    return model
+
+
+def finish_policy(recipe: Recipe, base: Base, rows: Rows, policy: Policy) -> None:
+    """Tries the layouts of `policy` on rows of the run. Raises `RecipeError` where packing is asked and not safe."""
+    policy.prove(rows.examples, pairs=recipe.stage in ("dpo", "reward"))
     if recipe.data.packing and not policy.flat:
         raise RecipeError(
             f"data.packing: true: packed examples would see each other in {base.location.name}",
@@ -49,7 +79,6 @@ def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Polic
         )
     if recipe.train.activation_checkpointing:
         policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
-    return policy
 
 
 def end_at_terminators(policy: Policy, base: Base, rows: Rows) -> None:
@@ -154,7 +183,7 @@ def flat_values(recipe: Recipe) -> dict[str, Any]:
 
 # The keys of a recipe that may not change between a checkpoint and the run that continues it; and see `_contract`.
 KEPT = (
-    *("model.", "adapter.", "freeze", "train.", "eval.metric_for_best_model"),
+    *("model.", "adapter.", "freeze", "objective.", "train.", "eval.metric_for_best_model"),
     *("data.packing", "data.max_length", "data.overlong", "data.streaming", "data.shuffle_buffer"),
 )
 
@@ -169,6 +198,7 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
         "model.revision": base_model["revision"],
         "model.dtype": str(policy.dtype),
         "weights of the model (sha256)": base_model["sha256"],
+        "weights of the adapter to start from (sha256)": base_model.get("adapter", {}).get("sha256"),
         "data (hash of ids and masks)": rows.fingerprint,
         "data.train weights": None if shares is None else list(shares),
         DATE: rows.facts["date"],

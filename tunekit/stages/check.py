@@ -9,7 +9,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,15 +17,16 @@ from typing import Any, TypeVar
 import numpy as np
 from transformers import set_seed
 
-from tunekit.data.rows import Tokens
+from tunekit.data.rows import Example
 from tunekit.errors import MemoryExceeded, TunekitError
 from tunekit.models.load import Location, check_weights, default_device, load_config, resolve_dtype
 from tunekit.models.memory import MemoryNeed, memory_need
+from tunekit.models.reference import with_reference
 from tunekit.models.tiny_random import shrunk
-from tunekit.objectives.sft import negative_log_likelihood
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
-from tunekit.stages.assemble import make_policy, make_training
+from tunekit.stages import dpo, kto, reward, sft
+from tunekit.stages.assemble import make_training
 from tunekit.stages.base import Base, find_base
 from tunekit.stages.read import read_rows
 from tunekit.stages.rows import Rows, find_source
@@ -36,6 +37,7 @@ from tunekit.train.step import backward, update
 
 log = logging.getLogger("tunekit")
 
+STAGES = {each.name: each for each in (sft.STAGE, dpo.STAGE, kto.STAGE, reward.STAGE)}
 STEPS = 2
 STEP_TOKENS = 8192  # of each step, or its first row: more would only take longer
 TINY_RANK = 8  # some initialisations take no rank above the width of the layer
@@ -50,6 +52,7 @@ class _Found:
     recipe: Recipe | None = None
     base: Base | None = None
     rows: Rows | None = None
+    allow_code: bool = False
 
 
 class _NotReached(Exception):
@@ -62,12 +65,12 @@ def _need(value: T | None) -> T:
     return value
 
 
-def run(load: Callable[[], Resolved]) -> dict[str, Any]:
+def run(load: Callable[[], Resolved], *, allow_code: bool = False) -> dict[str, Any]:
     """`{"status", "exit_code", "parts": [{"part", "status", "detail", "seconds"}]}`; nothing is left on the disk.
 
     The exit code is that of the first part that failed.
     """
-    found, parts, exit_code = _Found(load), [], 0
+    found, parts, exit_code = _Found(load, allow_code=allow_code), [], 0
     for name, part in PARTS.items():
         started, status, detail = time.perf_counter(), "ok", ""
         try:
@@ -126,7 +129,8 @@ def _template(found: _Found) -> str:
 
 
 def _data(found: _Found) -> str:
-    found.rows = rows = read_rows(_need(found.recipe), _need(found.base))
+    recipe = _need(found.recipe)
+    found.rows = rows = read_rows(recipe, _need(found.base), kind=STAGES[recipe.stage].kind)
     if rows.train is None:
         return "streaming; of the first rows: " + ", ".join(f"{n:,} {name}" for name, n in rows.loader.report().items())
     summary = rows.train.summary
@@ -140,7 +144,7 @@ def _data(found: _Found) -> str:
 
 def _memory(found: _Found) -> str:
     recipe, location, device = _need(found.recipe), _need(found.base).location, default_device()
-    lora = recipe.adapter.model_dump(exclude={"type"}) if recipe.adapter.type == "lora" else None
+    lora = recipe.adapter.model_dump(exclude={"type", "start_from"}) if recipe.adapter.type == "lora" else None
     freeze = recipe.freeze.model_dump() if recipe.freeze else None
     dtype = resolve_dtype(recipe.model.dtype, device)
     need = memory_need(location, dtype=dtype, optim=recipe.train.optim, lora=lora, freeze=freeze, device=device)
@@ -171,28 +175,31 @@ def _steps(found: _Found) -> str:
         model = shrunk(config)
         model.save_pretrained(scratch)
         tiny = Base(Location(f"tiny-random/{model.config.model_type}", scratch), base.tokenizer)
-        losses = _try(_for_tiny(recipe), tiny, rows, Path(scratch))
+        losses = _try(_for_tiny(recipe), tiny, rows, Path(scratch), found.allow_code)
     return f"{STEPS} optimizer steps of {tiny.location.name}, loss " + " -> ".join(f"{loss:.4f}" for loss in losses)
 
 
-def _try(recipe: Recipe, tiny: Base, rows: Rows, folder: Path) -> list[float]:
-    engine = Engine()
-    policy = make_policy(recipe, tiny, rows, engine)
+def _try(recipe: Recipe, tiny: Base, rows: Rows, folder: Path, allow_code: bool) -> list[float]:
+    engine, stage = Engine(), STAGES[recipe.stage]
+    objective, policy = stage.objective(recipe, allow_code), stage.policy(recipe, tiny, rows, engine)
     unknown = {"revision": None, "sha256": None}
-    run = make_training(recipe, rows, policy, negative_log_likelihood, lambda poll: {}, engine, unknown, folder)
+    run = make_training(recipe, rows, policy, objective, lambda poll: {}, engine, unknown, folder)
+    batches = [policy.batch(_first(step.micro_batches)) for step in itertools.islice(run.loader.steps(0), STEPS)]
+    if objective.needs_reference:
+        batches = [with_reference(policy, batch) for batch in batches]
     losses = []
-    for step in itertools.islice(run.loader.steps(0), STEPS):
+    for batch in batches:
         policy.train()
-        result = backward(policy, run.objective, [policy.batch(_first(step.micro_batches))], engine)
+        result = backward(policy, run.objective, [batch], engine)
         losses.append(update(result, list(run.parameters.values()), run.optimizer, run.max_grad_norm).loss)
         run.learning_rate.step()
     return losses
 
 
-def _first(micro_batches: list[list[Tokens]]) -> list[Tokens]:
+def _first(micro_batches: Sequence[Sequence[Example]]) -> list[Example]:
     """The first rows of a step, up to `STEP_TOKENS`."""
     rows = [row for batch in micro_batches for row in batch]
-    fitting = np.cumsum([len(row.ids) for row in rows]) <= STEP_TOKENS
+    fitting = np.cumsum([sum(len(answer.ids) for answer in row.answers) for row in rows]) <= STEP_TOKENS
     return rows[: max(1, int(fitting.sum()))]
 
 
@@ -202,7 +209,7 @@ def _for_tiny(recipe: Recipe) -> Recipe:
     targets = adapter.target_modules
     if any(re.search(r"\d", name) for name in ([targets] if isinstance(targets, str) else targets)):
         targets = "all-linear"
-    adapter = adapter.model_copy(update={"r": min(adapter.r, TINY_RANK), "target_modules": targets})
+    adapter = adapter.model_copy(update={"start_from": None, "r": min(adapter.r, TINY_RANK), "target_modules": targets})
     if freeze is not None:
         freeze = freeze.model_copy(update={"layers": (0,) if freeze.layers else ()})
     return recipe.model_copy(update={"adapter": adapter, "freeze": freeze})

@@ -1,7 +1,6 @@
 """`tunekit eval`: a model on tasks, the scores with their intervals, every answer on disk."""
 
 import glob
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from tunekit.data.rows import Rejected, Tokens
 from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
 from tunekit.evals.answers import Subject
+from tunekit.evals.code import load_function
 from tunekit.evals.harness import run_harness
 from tunekit.evals.items import find_source
 from tunekit.evals.leakage import find_leakage
@@ -149,15 +149,7 @@ def _function(found: FoundTask, allow_code: bool) -> Callable[[Any], Any] | None
     path = found.file.parent / file
     if not allow_code:
         raise RecipeError(f"{found.file}: prepare: {path} is code", "Read it, and give --allow-code if it may run.")
-    spec = importlib.util.spec_from_file_location("tunekit_task", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise RecipeError(f"{found.file}: prepare: {path}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise RecipeError(f"{found.file}: prepare: {path} has no function {function}")
-    made: Callable[[Any], Any] = getattr(module, function)
-    return made
+    return load_function(path, function, f"{found.file}: prepare")
 
 
 def register_hub_metrics(tasks: Sequence[FoundTask], allow_code: bool) -> None:

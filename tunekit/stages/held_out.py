@@ -1,6 +1,7 @@
 """What a training stage measures on held-out rows: the loss, metrics of generated answers, one answer to show."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 
 from tunekit.data.rows import Prompt
@@ -8,6 +9,7 @@ from tunekit.errors import DataError
 from tunekit.models.generate import complete, prompt_ids
 from tunekit.models.policy import Policy
 from tunekit.models.serve import context_of
+from tunekit.objectives.objective import Objective
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.stages.rows import Rows
@@ -20,15 +22,17 @@ log = logging.getLogger("tunekit")
 SAMPLE_TOKENS = 96  # of the answer that is shown before and after training
 
 
-def evaluation(recipe: Recipe, policy: Policy, base: Base, rows: Rows) -> Evaluate:
+def evaluation(recipe: Recipe, policy: Policy, objective: Objective, base: Base, rows: Rows) -> Evaluate:
     """What the loop calls when an evaluation is due: held-out loss, and metrics of generated answers if asked for."""
     prompts = _metric_prompts(recipe, policy, base, rows) if recipe.eval.metrics else []
 
     def evaluate(poll: Callable[[], None]) -> dict[str, float]:
-        if rows.held_out is None:
+        if rows.held_out_examples is None:
             return {}
         batch_size = recipe.eval.per_device_eval_batch_size
-        values = held_out_loss(policy, rows.held_out.tokens, batch_size, poll)
+        values = held_out_loss(policy, objective, rows.held_out_examples, batch_size, poll)
+        if recipe.stage == "sft":
+            values["eval_perplexity"] = math.exp(min(values["eval_loss"], 700.0))
         if prompts:
             answers = complete(
                 policy.causal,
@@ -87,5 +91,7 @@ def sample_answer(policy: Policy, base: Base, rows: Rows) -> str | None:
 
 
 def sample_prompt(policy: Policy, base: Base, rows: Rows) -> Prompt | None:
-    """The first held-out prompt that leaves room for an answer."""
+    """The first held-out prompt that leaves room for an answer; None also where the policy writes none."""
+    if not policy.generates:
+        return None
     return next(_with_room(policy, base, rows, SAMPLE_TOKENS), None)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from tunekit.data.examples import Examples
 from tunekit.data.overlap import find_overlap, sentences
 from tunekit.data.prepare import Rows, prepare
 from tunekit.data.preview import exact, histogram
@@ -84,7 +85,7 @@ def _kept(recipe: Recipe, found: Look) -> tuple[dict[str, Any], list[DataError]]
         return {}, [*found.problems, error]
     figures = {**asdict(train.summary), "trained_share": train.summary.trained_share}
     if shares_of(recipe) and not recipe.data.streaming:
-        figures["shares"] = shares_said(recipe, make_plan(recipe, train.tokens))
+        figures["shares"] = shares_said(recipe, make_plan(recipe, Examples(train.tokens, recipe.train.seed)))
     return figures, found.problems
 
 

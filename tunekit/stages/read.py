@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tunekit.data.examples import Examples
 from tunekit.data.loader import PlannedLoader
 from tunekit.data.overlap import find_overlap, sentences
+from tunekit.data.pairs import best_answer
 from tunekit.data.plan import Mixture, Plan
 from tunekit.data.prepare import Prepared, all_rows, check_kind, check_overlong, split
 from tunekit.data.prepare import Rows as TokenRows
@@ -123,12 +125,16 @@ def _read_all(asked: Question, kind: str | None) -> Rows:
     for sentence in sentences(overlap):
         log.warning("%s", sentence)
     facts = facts_of(asked, train, measured) | {"rejected": found.num_rejected, "overlap": asdict(overlap)}
-    plan = make_plan(asked.recipe, train.tokens, asked.rank, asked.world_size)
+    seed = asked.recipe.train.seed
+    examples = Examples(train.tokens, seed)
+    plan = make_plan(asked.recipe, examples, asked.rank, asked.world_size)
     ends = frozenset(end for store in found.stores for end in store.report["terminators"])
     return Rows(
-        loader=PlannedLoader(train.tokens, plan, ends),
+        loader=PlannedLoader(examples, plan, ends),
         train=train,
         held_out=measured,
+        train_examples=examples,
+        held_out_examples=None if measured is None else Examples(measured.tokens, seed),
         prompts=held_out_prompts(asked, measured),
         examples=[train.tokens[0], train.tokens[len(train.tokens) - 1]],
         conversations=_conversations(train.tokens),
@@ -153,10 +159,10 @@ def _held_out(asked: Question, rows: TokenRows | None) -> Prepared | None:
 def _conversations(rows: TokenRows) -> list[Conversation]:
     """Up to `SERVED` conversations, from the whole length of the data."""
     numbers = np.linspace(0, len(rows) - 1, min(SERVED, len(rows))).astype(int)
-    return [row for i in numbers.tolist() if isinstance(row := rows.row(i), Conversation)]
+    return [row for i in numbers.tolist() if isinstance(row := best_answer(rows.row(i)), Conversation)]
 
 
-def make_plan(recipe: Recipe, rows: TokenRows, rank: int = 0, world_size: int = 1) -> Plan:
+def make_plan(recipe: Recipe, rows: Examples, rank: int = 0, world_size: int = 1) -> Plan:
     """The order of training; says aloud which share of the trained tokens each source of a mixture has."""
     settings, data, shares = recipe.train, recipe.data, shares_of(recipe)
     mixture = None if shares is None else Mixture(rows.parts, rows.trained, shares)

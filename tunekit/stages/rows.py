@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from tunekit.data import sources
+from tunekit.data.examples import Examples
 from tunekit.data.loader import Loader
+from tunekit.data.pairs import best_answer
 from tunekit.data.prepare import Prepared, fingerprint, prepare
 from tunekit.data.prepare import Rows as TokenRows
 from tunekit.data.prompts import prompts_of
 from tunekit.data.rendering import Rendering
-from tunekit.data.rows import Conversation, Prompt, Text, Tokens
+from tunekit.data.rows import Conversation, Prompt, Tokens
 from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
 from tunekit.models.load import context_length
@@ -31,7 +33,8 @@ Datasets = Mapping[str, Iterable[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Rows:
-    """What is trained on and what is held out (None: nothing), and the prompts of the held-out rows.
+    """What is trained on and what is held out (None: nothing), as token rows and as examples of the stage, and the
+    prompts of the held-out rows.
 
     `train` is None when streaming. `conversations` are some of those trained, `fingerprint` is equal only where the
     training data is, `facts` are for `manifest.json`.
@@ -40,6 +43,8 @@ class Rows:
     loader: Loader
     train: Prepared | None
     held_out: Prepared | None
+    train_examples: Examples | None
+    held_out_examples: Examples | None
     prompts: list[Prompt]
     examples: Sequence[Tokens]
     conversations: Sequence[Conversation]
@@ -125,8 +130,8 @@ def held_out_prompts(asked: Question, held_out: Prepared | None) -> list[Prompt]
         return []
     rows = held_out.tokens
     first = np.unique(rows.items, return_index=True)[1]
-    read = [row for i in sorted(first) if isinstance(row := rows.row(int(i)), Conversation | Text)]
-    return prompts_of(read, asked.rendering)
+    read = (best_answer(rows.row(int(i))) for i in sorted(first))
+    return prompts_of([row for row in read if row is not None], asked.rendering)
 
 
 def facts_of(asked: Question, train: Prepared | None, held_out: Prepared | None) -> dict[str, Any]:

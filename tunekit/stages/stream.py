@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 
+from tunekit.data.examples import Examples
 from tunekit.data.prepare import all_rows, check_kind, check_overlong
 from tunekit.data.rejected import check_rejected, into_file
 from tunekit.data.stream import StreamLoader, StreamSettings
@@ -58,6 +59,8 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
         loader=loader,
         train=None,
         held_out=held_out,
+        train_examples=None,
+        held_out_examples=None if held_out is None else Examples(held_out.tokens),
         prompts=held_out_prompts(asked, held_out),
         examples=loader.examples,
         conversations=loader.conversations[:SERVED],

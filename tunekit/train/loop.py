@@ -19,16 +19,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tunekit.data.loader import Loader
-from tunekit.data.rows import Tokens
+from tunekit.data.rows import Example
 from tunekit.errors import Diverged, MemoryExceeded, StorageError
 from tunekit.models.policy import Policy
+from tunekit.objectives.objective import Objective
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
 from tunekit.train.folder import out_of_memory
+from tunekit.train.health import Health
 from tunekit.train.report import MetricsFile, ProgressLine
 from tunekit.train.rng import rng_state, set_rng_state
 from tunekit.train.signals import StopRequest
-from tunekit.train.step import Objective, backward, update
+from tunekit.train.step import backward, update
 
 log = logging.getLogger("tunekit")
 
@@ -86,6 +88,7 @@ class Training:
     metrics: MetricsFile
     checkpoints: Path
     contract: dict[str, Any]
+    health: Health = field(default_factory=Health)
     state: RunState = field(default_factory=RunState)
 
 
@@ -116,11 +119,15 @@ def train(run: Training, stop: StopRequest) -> None:
             seconds = time.perf_counter() - started
             state.step = step
             state.num_tokens += result.num_tokens
-            state.num_trained_tokens += result.weight
+            state.num_trained_tokens += result.trained_tokens
             _count_parts(state, micro_batches)
             state.seconds += seconds
             state.evaluation_due = run.schedule.evaluation_due(step, ends_epoch, num_steps)
-            record(run, {**asdict(result), "lr": lr, "epoch": epoch, "seconds": seconds, "tokens": state.num_tokens})
+            values = asdict(result)
+            values |= values.pop("metrics")
+            record(run, {**values, "lr": lr, "epoch": epoch, "seconds": seconds, "tokens": state.num_tokens})
+            for warning in run.health.look(step, result.metrics):
+                log.warning("step %d: %s", step, warning)
             progress.advance(step, result.loss, result.num_tokens, seconds)
             _finish_step(run, stop)
 
@@ -134,7 +141,7 @@ def try_longest_batch(run: Training, spare: Optimizer) -> None:
     state = rng_state()
     run.policy.train()
     rows = run.loader.longest(padded=not run.policy.flat)
-    num_tokens = sum(len(row.ids) for row in rows)
+    num_tokens = sum(len(answer.ids) for row in rows for answer in row.answers)
     try:
         backward(run.policy, run.objective, [run.policy.batch(rows)], run.engine)
         if torch.isfinite(nn.utils.get_total_norm([p.grad for p in run.parameters.values() if p.grad is not None])):
@@ -152,10 +159,10 @@ def try_longest_batch(run: Training, spare: Optimizer) -> None:
     log.info("longest batch tried: %d rows, %d tokens", len(rows), num_tokens)
 
 
-def _count_parts(state: RunState, micro_batches: Sequence[Sequence[Tokens]]) -> None:
+def _count_parts(state: RunState, micro_batches: Sequence[Sequence[Example]]) -> None:
     for row in (row for rows in micro_batches for row in rows):
         state.trained_by_part += [0] * (row.part + 1 - len(state.trained_by_part))
-        state.trained_by_part[row.part] += int(row.trained.sum())
+        state.trained_by_part[row.part] += sum(int(answer.trained.sum()) for answer in row.answers)
 
 
 def record(run: Training, values: dict[str, Any]) -> None:

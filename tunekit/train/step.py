@@ -5,8 +5,8 @@ weight of the whole step is the same for every split.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +14,75 @@ from torch.optim import Optimizer
 
 from tunekit.data.batch import Batch
 from tunekit.errors import Diverged
+from tunekit.objectives.objective import Objective
+from tunekit.ops.logprobs import answer_sums
 from tunekit.train.engine import Engine
-
-Objective = Callable[[Tensor], Tensor]  # log-probabilities of a batch's trained tokens -> unreduced loss
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss: nats a trained token;  grad_norm: before clipping;  num_tokens, weight (trained tokens): of all ranks."""
+    """loss: nats a trained token, or a row;  grad_norm: before clipping;  num_tokens, trained_tokens: of all ranks;
+
+    weight: what the loss was divided by;  metrics: those of the objective, means over the step
+    """
 
     loss: float
     num_tokens: int
+    trained_tokens: int
     weight: int
     grad_norm: float = math.nan
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def backward(policy: nn.Module, objective: Objective, batches: Sequence[Batch], engine: Engine) -> StepResult:
     """Leaves the gradient of the step's loss in `.grad`."""
-    counts = torch.tensor([[batch.weight, batch.num_tokens] for batch in batches], device=engine.device).reshape(-1, 2)
-    weight, num_tokens = engine.sum(counts.sum(0)).tolist()
+    sizes = [[batch.weight, batch.num_tokens, len(batch.targets)] for batch in batches]
+    counts = torch.tensor(sizes, device=engine.device).reshape(-1, 3)
+    weight, num_tokens, trained = engine.sum(counts.sum(0)).tolist()
+    kl = estimate_kl(policy, batches, engine) if objective.needs_kl else 0.0
     loss_sum = torch.zeros((), device=engine.device)
+    metrics: dict[str, Tensor] = {}
     for batch in batches:
-        term = objective(policy(batch))
-        (term * (engine.world_size / weight)).backward()  # the mean that data parallelism takes becomes a sum again
-        loss_sum += term.detach()
-    return StepResult(float(engine.sum(loss_sum)) / weight, num_tokens, weight)
+        terms = objective.terms(policy(batch), batch, kl)
+        # The mean that data parallelism takes becomes a sum again.
+        (terms.loss_sum * (engine.world_size / weight)).backward()
+        loss_sum += terms.loss_sum.detach()
+        add_metrics(metrics, terms.metrics)
+    means = mean_metrics({name: engine.sum(value) for name, value in metrics.items()}) | ({"kl": kl} if kl else {})
+    return StepResult(float(engine.sum(loss_sum)) / weight, num_tokens, trained, weight, metrics=means)
+
+
+@torch.no_grad()
+def estimate_kl(
+    policy: nn.Module,
+    batches: Iterable[Batch],
+    engine: Engine | None = None,
+    poll: Callable[[], None] = lambda: None,
+) -> float:
+    """KL divergence of the policy from the reference in nats a row, from answers to other prompts: at least 0.
+
+    max(0, mean of log pi(y' | x) - log pi_ref(y' | x)) over the mismatched answers y' of the batches (Ethayarajh et al.
+    2024, arXiv:2402.01306, section 4.2).
+    """
+    found = []
+    for batch in batches:
+        poll()
+        assert batch.mismatched is not None and batch.mismatched.reference is not None
+        logratios = answer_sums(policy(batch.mismatched), batch.mismatched.counts) - batch.mismatched.reference
+        found.append(torch.stack([logratios.double().sum(), torch.full_like(logratios[0], len(logratios)).double()]))
+    total = torch.stack(found).sum(0)
+    total, count = total if engine is None else engine.sum(total)
+    return max(0.0, float(total / count))
+
+
+def add_metrics(metrics: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()
+
+
+def mean_metrics(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Sum over number; a metric of which there was nothing is left out."""
+    return {name: float(value[0] / value[1]) for name, value in metrics.items() if value[1] > 0}
 
 
 def update(

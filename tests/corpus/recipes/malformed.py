@@ -445,12 +445,9 @@ WITHOUT_COUNTERPART = [
     ("deepspeed", "transformers", "trains in one process"),
     ("fsdp", "transformers", "trains in one process"),
     ("distributed", "other tools", "trains in one process"),
-    ("rl", "axolotl", "supervised fine-tuning only"),
-    ("dpo", "other tools", "supervised fine-tuning only"),
-    ("ppo", "other tools", "supervised fine-tuning only"),
-    ("kto", "other tools", "supervised fine-tuning only"),
-    ("reward_model", "LLaMA-Factory", "supervised fine-tuning only"),
-    ("ref_model", "other tools", "supervised fine-tuning only"),
+    ("ppo", "other tools", "no PPO and no GRPO"),
+    ("reward_model", "LLaMA-Factory", "sft, reward, dpo and kto"),
+    ("ref_model", "other tools", "the reference is the model that training starts from"),
     ("push_to_hub", "transformers", "nothing is uploaded"),
     ("hub_model_id", "transformers", "nothing is uploaded"),
     ("trust_remote_code", "transformers", "is never run"),
@@ -471,6 +468,79 @@ WITHOUT_COUNTERPART = [
     ("plot_loss", "LLaMA-Factory", "loss.png is always drawn"),
     ("special_tokens", "axolotl", "the tokenizer stays"),
 ]
+
+DPO = BASE + "stage: dpo\n"
+# What does not go with the stage or the loss.
+STAGES: dict[str, Case] = {
+    "an unknown stage": Case(BASE + "stage: ppo\n", (":5:8", "must be 'sft', 'reward', 'dpo' or 'kto'")),
+    "a reward model by its short name": Case(BASE + "stage: rm\n", ("did you mean reward?",)),
+    "a stage that is a loss": Case(BASE + "stage: simpo\n", ("write dpo, and objective: the loss",)),
+    "another tool's word for the stage": Case(BASE + "rl: dpo\n", ("what axolotl calls rl is stage here",)),
+    "a section after a method": Case(BASE + "dpo: {beta: 0.1}\n", ("what other tools call dpo is objective here",)),
+    "an unknown loss": Case(BASE + "objective: sigmoyd\n", (":5:12", "must be one of", "did you mean sigmoid?")),
+    "another tool's word for a loss": Case(BASE + "objective: {loss: slic}\n", ("did you mean hinge?",)),
+    "a method that is two keys": Case(BASE + "objective: rpo\n", ("write sigmoid with sft_weight: 1",)),
+    "an unknown loss in a list": Case(BASE + "objective: {loss: [ipo, hing]}\n", (":5:25", "did you mean hinge?")),
+    "no loss": Case(BASE + "objective: {loss: []}\n", ("a list with at least one item",)),
+    "a key of no loss": Case(BASE + "objective: {bta: 0.1}\n", ("did you mean objective.beta?",)),
+    "a beta of zero": Case(DPO + "objective: {beta: 0}\n", (":6:19", "greater than 0")),
+    "every second label wrong": Case(DPO + "objective: {label_smoothing: 0.5}\n", ("less than 0.5",)),
+    "a key of another loss": Case(
+        BASE + "objective: {loss: ipo, gamma: 1}\n", ("has no effect with loss ipo, which takes beta", "simpo")
+    ),
+    "a key of another stage": Case(DPO + "objective: {desirable_weight: 2}\n", ("loss that has it: kto",)),
+    "an objective of sft": Case(BASE + "objective: {beta: 0.1}\n", ("has no effect with stage sft",)),
+    "a loss of another stage": Case(DPO + "objective: kto\n", ("kto is for stage kto, and this is dpo, which takes",)),
+    "losses of two stages": Case(BASE + "objective: {loss: [ipo, kto]}\n", ("kto is for stage kto, and this is dpo",)),
+    "losses as a section": Case(BASE + "objective: [ipo, hinge]\n", (":5:12", "write loss: [...] below objective")),
+    "two losses of kto": Case(
+        BASE + "objective: {loss: [kto, apo_zero_unpaired]}\n", ("stage kto takes one loss, and 2 are given",)
+    ),
+    "weights of other losses": Case(
+        BASE + "objective: {loss: [ipo, hinge], loss_weights: [1.0]}\n", ("has 1 numbers for 2 losses",)
+    ),
+    "smoothing by nothing": Case(
+        BASE + "objective: {loss: exo_pair, label_smoothing: 0}\n", ("must be above 0 with exo_pair",)
+    ),
+    "smoothing by nothing, as the first loss has it": Case(
+        BASE + "objective: {loss: [sigmoid, exo_pair]}\n", ("objective.label_smoothing", "set 0.001")
+    ),
+    "weights of one loss that is not there": Case(
+        DPO + "objective: {loss_weights: [1, 2]}\n", ("has 2 numbers for 1 losses; give one for each",)
+    ),
+    "a weight of no loss": Case(DPO + "objective: {loss_weights: [0]}\n", (":6:28", "greater than 0")),
+    "a stage that is a section": Case(BASE + "stage: {dpo: 1}\n", ("a section, must be 'sft'",)),
+    "two names of where an adapter starts": Case(
+        BASE.replace("lora", "{type: lora, from: new, start_from: new}"), ("another name of start_from",)
+    ),
+    "a function without its name": Case(BASE + "objective: my_loss.py\n", ("a function as path/to/file.py:name",)),
+    "transport over several batches": Case(
+        BASE + "objective: aot\ntrain: {gradient_accumulation_steps: 2}\n", ("compares all pairs of a step",)
+    ),
+    "transport over a larger batch": Case(
+        BASE + "objective: aot\ntrain: {global_batch_size: 16}\n", ("train.global_batch_size", "one batch")
+    ),
+    "packed pairs": Case(DPO.replace("d.jsonl", "{train: d, packing: true}"), ("is for stage sft, and this is dpo",)),
+    "streamed pairs": Case(
+        DPO.replace("d.jsonl", "{train: d, streaming: true, max_length: 9}") + "train: {max_steps: 9}\n",
+        ("read before training",),
+    ),
+    "all tokens of a pair": Case(DPO.replace("d.jsonl", "{train: d, loss_on: all}"), ("the answer is trained",)),
+    "generated metrics of pairs": Case(DPO + "eval: {metrics: [exact_match]}\n", ("is for stage sft",)),
+    "tasks of a reward model": Case(BASE + "stage: reward\neval: {tasks: [blimp]}\n", ("this is a reward model",)),
+    "a best model by perplexity": Case(
+        DPO + "eval: {metric_for_best_model: perplexity}\n", ("accepted: eval_loss, eval_accuracy, eval_margin",)
+    ),
+    "two names of a key": Case(
+        DPO + "objective: {gamma: 1, simpo_gamma: 1}\n", ("another name of gamma, which is given too",)
+    ),
+    "an unknown start": Case(
+        BASE.replace("lora", "{type: lora, from: scratch}"), ("must be 'new', 'continue' or 'merge_first'",)
+    ),
+    "a start of no adapter": Case(
+        BASE.replace("lora", "{type: none, from: new}"), ("has no effect with adapter none",)
+    ),
+}
 
 STREAM = "streaming: true"
 # Values that do not go together.
@@ -725,7 +795,8 @@ def one_key(key: str, value: str) -> str:
 
 def _all() -> dict[str, Case]:
     cases: dict[str, Case] = {}
-    for family, listed in (("yaml", YAML), ("missing", MISSING), ("conflict", CONFLICTS), ("extends", EXTENDS)):
+    families = {"yaml": YAML, "missing": MISSING, "conflict": CONFLICTS, "stage": STAGES, "extends": EXTENDS}
+    for family, listed in families.items():
         cases |= {f"{family}: {name}": case for name, case in listed.items()}
     for key, value, words in VALUES:
         cases[f"value: {key}: {value[:60]}"] = Case(one_key(key, value), (key, words))

@@ -10,8 +10,8 @@ from tunekit.errors import RecipeError
 from tunekit.recipe.convert import axolotl, keys, llama_factory, trl
 from tunekit.recipe.convert.draft import Draft
 from tunekit.recipe.convert.finish import finish
+from tunekit.recipe.convert.objective import read_stage
 from tunekit.recipe.convert.write import as_recipe, remarks
-from tunekit.recipe.explain import place_of
 from tunekit.recipe.foreign import AXOLOTL, FOREIGN, LLAMA_FACTORY, TRL
 from tunekit.recipe.hints import nearest_value
 from tunekit.recipe.load import load_text
@@ -20,19 +20,6 @@ from tunekit.recipe.read import read_text
 
 OPTIONS = {"axolotl": AXOLOTL, "llamafactory": LLAMA_FACTORY, "trl": TRL}
 DATA = {AXOLOTL: axolotl.read_data, LLAMA_FACTORY: llama_factory.read_data, TRL: trl.read_data}
-OTHER_STAGES = {
-    AXOLOTL: {"rl", "reward_model", "process_reward_model"},
-    LLAMA_FACTORY: {"stage"},
-    TRL: {
-        "beta",
-        "ref_model_name_or_path",
-        "reward_model_path",
-        "reward_funcs",
-        "num_generations",
-        "max_prompt_length",
-    },
-}
-SUPERVISED = ("sft", "pt", False)
 
 
 class Converted(NamedTuple):
@@ -47,7 +34,7 @@ def convert(path: str, option: str | None = None, name: str = "the recipe") -> C
 
     option: axolotl, llamafactory, trl, or None to tell by the keys
 
-    Raises `RecipeError` for a file that is not YAML, of no known tool, or of another stage than supervised fine-tuning.
+    Raises `RecipeError` for a file that is not YAML, of no known tool, or of a stage that there is not.
     """
     if option is not None and option not in OPTIONS:
         near = nearest_value(option, list(OPTIONS))
@@ -58,8 +45,8 @@ def convert(path: str, option: str | None = None, name: str = "the recipe") -> C
     if not isinstance(document.value, dict):
         raise RecipeError(f"{path}: does not hold keys with values")
     tool, why = (OPTIONS[option], "as --from says") if option else _tool(document, path)
-    _refuse_other_stages(document, tool)
     draft = Draft(tool)
+    read_stage(draft, document)
     DATA[tool](draft, document.value, Path(path).parent)
     for key, value in document.value.items():
         keys.convert_key(draft, key, value)
@@ -83,11 +70,3 @@ def _tool(document: Document, path: str) -> tuple[str, str]:
         raise RecipeError(message, f"Say it: --from {' or '.join(OPTIONS)}.")
     tool = counts[0][0]
     return tool, "by its keys " + ", ".join(sorted(key for owner, key in signs if owner == tool))
-
-
-def _refuse_other_stages(document: Document, tool: str) -> None:
-    for key, value in document.value.items():
-        if key in OTHER_STAGES[tool] and value not in (None, "", *SUPERVISED):
-            spot = place_of(document, (key,)).of_value
-            message = f"{spot}: {key}: {value}: this version has supervised fine-tuning only"
-            raise RecipeError(document.quote(spot, message))

@@ -62,6 +62,8 @@ def _sources(draft: Draft, item: Any, at: str, pretraining: bool) -> list[dict[s
 def _format(draft: Draft, left: dict[str, Any], at: str) -> dict[str, Any]:
     """`format` and `columns` of a source; takes the keys that say them."""
     kind = left.pop("type", None)
+    if draft.stage != "sft":
+        return _answers(draft, kind, left, at)
     if isinstance(kind, dict):
         return _own_prompt(draft, kind, f"{at}.type")
     name = str(kind or "").partition(":")[0]
@@ -80,6 +82,16 @@ def _format(draft: Draft, left: dict[str, Any], at: str) -> dict[str, Any]:
     if format == "sharegpt":
         columns = renamed({"conversations": left.pop("field_messages", None)})
     return {"format": format, **({"columns": columns} if columns else {})}
+
+
+def _answers(draft: Draft, kind: Any, left: dict[str, Any], at: str) -> dict[str, Any]:
+    """`columns` of a source of pairs, or of answers that are labelled; its format is told by them."""
+    columns = {ours: left.pop(f"field_{ours}", None) for ours in ("messages", "chosen", "rejected", "label")}
+    if str(kind).endswith(".intel"):
+        columns["prompt"] = "question"
+    if kind is not None:
+        draft.leave(f"{at}.type", kind, "the columns of the first row decide, and texts are trained as they are")
+    return {"columns": renamed(columns)} if renamed(columns) else {}
 
 
 def _chat(draft: Draft, left: dict[str, Any], at: str) -> dict[str, Any]:

@@ -51,6 +51,10 @@ class Draft:
     done: set[str] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
 
+    @property
+    def stage(self) -> str:
+        return str(self.values.get("stage", "sft"))
+
     def put(self, ours: str, value: Any, key: str, original: Any) -> None:
         """Takes over a value, or notes why it cannot be."""
         self.said.add(ours)

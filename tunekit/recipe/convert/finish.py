@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.recipe.convert.draft import Draft, Note, default_of
+from tunekit.recipe.convert.objective import defaults_of, fit_objective
 from tunekit.recipe.foreign import AXOLOTL, LLAMA_FACTORY, TRL
 from tunekit.recipe.show import flow
 
@@ -54,6 +55,7 @@ PROCESSES = ("deepspeed", "fsdp", "ddp", "dp_", "num_gpus", "num_processes", "wo
 
 def finish(draft: Draft, raw: dict[str, Any]) -> None:
     """Completes the draft of the config `raw`."""
+    fit_objective(draft, raw)
     _agree(draft)
     _several_processes(draft, raw)
     _check_files(draft)
@@ -103,7 +105,7 @@ def _has_adapter(draft: Draft) -> bool:
 
 def _add_defaults(draft: Draft) -> None:
     lora = _has_adapter(draft)
-    for ours, value in DEFAULTS[draft.tool].items():
+    for ours, value in (DEFAULTS[draft.tool] | defaults_of(draft)).items():
         given = {ours, "train.warmup_steps"} if ours == "train.warmup_ratio" else {ours}
         if given & (draft.said | draft.values.keys()) or (ours.startswith("adapter.") and not lora):
             continue

@@ -8,8 +8,9 @@ from typing import Any
 from tunekit.recipe.convert.draft import Draft, Left, truth
 from tunekit.recipe.convert.values import TRANSLATE, nothing
 from tunekit.recipe.foreign import FOREIGN, LLAMA_FACTORY, TRL
-from tunekit.recipe.forms import EXTENDS
+from tunekit.recipe.forms import EXTENDS, SYNONYMS
 from tunekit.recipe.hints import SECTIONS, owners_of
+from tunekit.recipe.losses import LOSSES
 
 EMPTY = "it is empty"
 SOURCES = ("data.train", "data.eval.")
@@ -63,7 +64,8 @@ def convert_key(draft: Draft, key: str, value: Any) -> None:
 def _ours(key: str) -> str:
     """Our key, dotted, for one of theirs; "" if there is none or several."""
     known = FOREIGN.get(key)
-    owners = [known.ours.partition(" or ")[0]] if known else owners_of(key)
+    synonyms = [".".join(ours) for (_, theirs), ours in SYNONYMS.items() if theirs == key]
+    owners = [known.ours.partition(" or ")[0]] if known else owners_of(key) or synonyms
     # Sources of rows and whole sections are no values.
     owners = [owner for owner in owners if owner not in (*SECTIONS, EXTENDS) and not owner.startswith(SOURCES)]
     return owners[0] if len(owners) == 1 else ""
@@ -180,6 +182,16 @@ def _special_tokens(draft: Draft, key: str, value: Any) -> None:
     raise Left(FOREIGN[key].why)
 
 
+def _pref_ftx(draft: Draft, key: str, value: Any) -> None:
+    """LLaMA-Factory adds it to the likelihood that ORPO's loss has of its own."""
+    own = LOSSES["orpo"].sft_weight if draft.values.get("objective.loss") == "orpo" else 0.0
+    draft.put("objective.sft_weight", own + value if own and isinstance(value, (int, float)) else value, key, value)
+
+
+def _supervised(draft: Draft, key: str, value: Any) -> None:
+    raise Left("the command says what is done", needless=True)
+
+
 SPECIAL: dict[str, Callable[[Draft, str, Any], None]] = {
     "model": _model,
     "adapter": _adapter,
@@ -200,4 +212,6 @@ SPECIAL: dict[str, Callable[[Draft, str, Any], None]] = {
     "template": _chat_template,
     "special_tokens": _special_tokens,
     "neat_packing": _neat_packing,
+    "pref_ftx": _pref_ftx,
+    "stage": _supervised,
 }

@@ -14,6 +14,11 @@ REGISTRY = "dataset_info.json"
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 # What a message calls its role and its content, by the formatting, where the registry does not say.
 TAGS = {"sharegpt": ("from", "value"), "openai": ("role", "content")}
+PAIR = {"chosen": "chosen", "rejected": "rejected"}
+RAW_TEXTS = (
+    "a prompt and answers that are texts are trained as they are, without the chat template that LLaMA-Factory writes "
+    "them in; write them as messages for that"
+)
 TEMPLATE = "rows are written in the model's own chat template and not in a `template` of LLaMA-Factory"
 PIECES = (
     "a text over data.max_length is one row, to which data.overlong applies; LLaMA-Factory joins all texts, cuts "
@@ -82,9 +87,10 @@ def _source(draft: Draft, name: str, registry: Registry, pretraining: bool) -> d
     where = {"name": known.pop("subset", None), "split": known.pop("split", None)}
     if not file:
         source |= {key: value for key, value in where.items() if value}
-    if known.pop("ranking", False):
-        draft.leave(f"{name}.ranking", True, "a data set of preferences, and not one to fine-tune on")
-    source |= _format(draft, name, known, pretraining)
+    ranking = known.pop("ranking", False)
+    if ranking and draft.stage in ("sft", "kto"):
+        draft.leave(f"{name}.ranking", True, f"a data set of preferences, and not one for stage {draft.stage}")
+    source |= _format(draft, name, known, pretraining) if draft.stage == "sft" else _answers(draft, name, known)
     for key, value in known.items():
         other_hub = key in ("ms_hub_url", "om_hub_url")
         why = "another hub" if other_hub else "a source has no such key here"
@@ -109,6 +115,26 @@ def _format(draft: Draft, name: str, known: dict[str, Any], pretraining: bool) -
     for key, value in columns.items():
         draft.leave(f"{name}.columns.{key}", value, "a row has no such part here")
     return {key: value for key, value in (("format", format), ("columns", renamed(mapping))) if value}
+
+
+def _answers(draft: Draft, name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """`format` and `columns` of a source of pairs, or of answers that are labelled."""
+    columns, tags = dict_or_empty(known.pop("columns", None)), dict_or_empty(known.pop("tags", None))
+    formatting = known.pop("formatting", "alpaca")
+    kind, parts = ("unpaired", {"label": "kto_tag"}) if draft.stage == "kto" else ("preference", PAIR)
+    mapping = {ours: columns.pop(theirs) for ours, theirs in parts.items() if theirs in columns}
+    if formatting in TAGS:
+        _, chat = _chat(draft, name, formatting, columns, tags)
+        mapping |= chat
+    else:
+        prompt, query = columns.pop("prompt", "instruction"), columns.pop("query", None)
+        mapping["prompt"] = f"{{{prompt}}}\n{{{query}}}" if query else prompt
+        if draft.stage == "kto":
+            mapping["completion"] = columns.pop("response", "output")
+        draft.differ(RAW_TEXTS)
+    for key, value in columns.items():
+        draft.leave(f"{name}.columns.{key}", value, "a row has no such part here")
+    return {"format": kind, **({"columns": renamed(mapping)} if renamed(mapping) else {})}
 
 
 def _chat(

@@ -38,7 +38,8 @@ def read_data(draft: Draft, raw: dict[str, Any], folder: Path) -> None:
     if text := raw.get("dataset_text_field"):
         draft.done.add("dataset_text_field")
         _text_field(draft, str(text))
-    _loss(draft, raw)
+    if draft.stage == "sft":
+        _loss(draft, raw)
 
 
 def _loss(draft: Draft, raw: dict[str, Any]) -> None:

@@ -1,0 +1,94 @@
+"""The end of a reward model's run: figures on held-out pairs, and an ordinary sequence-classification checkpoint."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from tunekit.data.examples import Examples
+from tunekit.errors import StorageError
+from tunekit.evals.rewards import reward_report, sentences
+from tunekit.models.adapters import merge_adapter, save_adapter
+from tunekit.models.export import serving_attention
+from tunekit.models.fixed_rewards import fixed_rewards, verify
+from tunekit.models.load import PASSPORT, load_model
+from tunekit.models.scorer import Scorer
+from tunekit.recipe.schema import Recipe
+from tunekit.stages.artefact import base_passport
+from tunekit.stages.base import Base
+from tunekit.stages.rows import Rows
+from tunekit.train.checkpoint import staged
+from tunekit.train.loop import Training
+
+log = logging.getLogger("tunekit")
+
+
+def head_options(base: Base) -> dict[str, Any]:
+    """How transformers loads it: `regression` makes its pipelines give the reward itself and not its logistic."""
+    return {
+        "auto_class": AutoModelForSequenceClassification,
+        "num_labels": 1,
+        "problem_type": "regression",
+        "pad_token_id": base.tokenizer.pad_token_id,
+    }
+
+
+def write_reward_model(
+    recipe: Recipe, training: Training, base: Base, rows: Rows, folder: Path, facts: dict[str, Any], card: str
+) -> dict[str, Any]:
+    """`model/` in `folder`, whole also where an adapter was trained (which is in `adapter/` too), with its figures.
+
+    Raises `StorageError` where a fresh process gives other rewards than the model that was written.
+    """
+    scorer = training.policy
+    assert isinstance(scorer, Scorer)
+    result: dict[str, Any] = {}
+    if rows.held_out_examples is not None:
+        result["reward"] = _figures(recipe, scorer, rows.held_out_examples)
+        for sentence in sentences(result["reward"]):
+            log.info("reward model: %s", sentence)
+    with serving_attention(scorer.causal):
+        trained = fixed_rewards(scorer.causal, base.tokenizer)
+    passport = {"base_model": base_passport(base, scorer), **facts}
+    model = scorer.causal
+    if recipe.adapter.type == "lora":
+        model = _merged(scorer.model, scorer.causal, base, folder / "adapter")
+    else:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    rewards = fixed_rewards(model, base.tokenizer)
+    result["merge_difference"] = float((rewards - trained).abs().max())
+    largest = float(rewards.abs().max())
+    with staged(folder / "model") as staging:
+        model.save_pretrained(staging)
+        base.tokenizer.save_pretrained(staging)
+        (staging / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        single, batched = verify(staging, rewards, model.dtype, model.device)
+        eps = torch.finfo(model.dtype).eps
+        # Padded batches are products of other shapes, which round differently in each layer.
+        if not (single <= max(1e-5, 2 * eps * largest) and batched <= max(1e-3, 64 * eps * max(1.0, largest))):
+            raise StorageError(f"{folder / 'model'}: reloaded, its rewards differ by {single:.3g} and {batched:.3g}")
+    log.info("%s: reloaded by a fresh process, largest reward difference %.3g", folder / "model", single)
+    return {**result, "reload_difference": single}
+
+
+def _merged(adapted: nn.Module, causal: PreTrainedModel, base: Base, folder: Path) -> PreTrainedModel:
+    """The base in its stored precision with adapter and head in it; the adapter is kept in `folder`."""
+    with staged(folder) as staging:
+        save_adapter(adapted, staging)  # type: ignore[arg-type]
+    model = load_model(
+        base.location, dtype="auto", device=causal.device, attn_implementation=None, **head_options(base)
+    )
+    if base.adapter is not None:
+        model = merge_adapter(model, base.adapter.path)
+    return merge_adapter(model, str(folder)).eval()
+
+
+def _figures(recipe: Recipe, scorer: Scorer, examples: Examples) -> dict[str, Any]:
+    rewards = scorer.rewards(examples, recipe.eval.per_device_eval_batch_size).double().cpu().numpy()
+    lengths = examples.rows.trained.reshape(-1, 2)
+    return reward_report(rewards[:, 0], rewards[:, 1], lengths[:, 0], lengths[:, 1])

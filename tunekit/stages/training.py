@@ -1,0 +1,225 @@
+"""What all stages of training share: recipe -> rows -> tokens -> plan -> loop -> artefact. Composes the parts."""
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from tunekit.data.prompts import last_turn
+from tunekit.errors import RecipeError
+from tunekit.evals.task import FoundTask
+from tunekit.models.policy import Policy
+from tunekit.objectives.objective import Objective
+from tunekit.recipe.load import Resolved
+from tunekit.recipe.schema import Recipe
+from tunekit.recipe.show import dump
+from tunekit.report.card import licence_of, model_card
+from tunekit.report.facts import read_facts
+from tunekit.stages import tasks
+from tunekit.stages.artefact import base_passport, write_language_model
+from tunekit.stages.assemble import (
+    DATE,
+    find_start,
+    flat_values,
+    make_policy,
+    make_training,
+    resume,
+)
+from tunekit.stages.base import Base, continued, find_base
+from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
+from tunekit.stages.preflight import check_offline
+from tunekit.stages.read import read_rows
+from tunekit.stages.reference import add_reference
+from tunekit.stages.rows import Datasets, Rows, readings, reusable
+from tunekit.train.checkpoint import load
+from tunekit.train.engine import Engine
+from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
+from tunekit.train.loop import Evaluate, Training, load_parameters, record, train, try_longest_batch
+from tunekit.train.optim import make_optimizer
+from tunekit.train.report import plot_losses, read_metrics
+from tunekit.train.signals import StopRequest
+
+log = logging.getLogger("tunekit")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of training.
+
+    name: of its command;  kind: of its rows;  objective: (recipe, whether the user's own code may run) -> objective
+    policy: what is trained;  write: the artefact, as (training, base, rows, folder, facts, card) -> what `result` gets
+    """
+
+    name: str
+    kind: str
+    objective: Callable[[Recipe, bool], Objective]
+    policy: Callable[[Recipe, Base, Rows, Engine], Policy] = make_policy
+    write: Callable[[Recipe, Training, Base, Rows, Path, dict[str, Any], str], dict[str, Any]] = write_language_model
+
+
+def run(
+    stage: Stage, resolved: Resolved, datasets: Datasets | None = None, *, allow_code: bool = False
+) -> dict[str, Any]:
+    """Trains after the recipe and returns what it wrote to `result.json`; raises `TunekitError`s, each an exit code.
+
+    `datasets`: rows from Python, which the recipe names `memory:NAME`;  `allow_code`: a loss of the user's own may run
+    """
+    recipe = resolved.recipe
+    if recipe.stage != stage.name:
+        raise RecipeError(f"stage: {recipe.stage}: this recipe is not for tunekit {stage.name}")
+    objective = stage.objective(recipe, allow_code)
+    datasets = reusable(datasets)
+    check_offline(recipe, datasets)
+    stop = StopRequest()
+    resuming = recipe.resume != "never"
+    with (
+        stop.installed(),
+        open_folder(recipe.output_dir, resuming) as folder,
+        result_file(folder, stage.name) as result,
+    ):
+        engine = Engine(recipe.report_to, folder)
+        set_seed(recipe.train.seed)
+        start = find_start(recipe, folder)
+        base = find_base(recipe)
+        recipe = continued(recipe, base)
+        measured = tasks.find(recipe)
+        rows = read_rows(
+            recipe,
+            base,
+            kind=stage.kind,
+            folder=folder,
+            datasets=datasets,
+            day=start.contract[DATE] if start else date.today().isoformat(),
+            rank=engine.rank,
+            world_size=engine.world_size,
+        )
+        policy = stage.policy(recipe, base, rows, engine)
+        passport = base_passport(base, policy)
+        if objective.needs_reference:
+            add_reference(recipe, policy, objective, rows, passport)
+        evaluate = _evaluation(recipe, policy, objective, base, rows, measured)
+        training = make_training(recipe, rows, policy, objective, evaluate, engine, passport, folder)
+        _try_longest_batch(recipe, training)
+        resume(training, start)
+        if start is not None:
+            stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
+            result["events"].append({"step": training.state.step, "text": f"resumed from {start.path}"})
+        replace_text(folder / "recipe.yaml", dump(recipe))
+        write_manifest(folder, data=rows.facts, base_model=passport, contract=training.contract)
+        engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
+        try:
+            if not training.state.before:
+                _measure_before(training, base, rows)
+                read = [] if recipe.data.streaming else readings(recipe.data.train, datasets)
+                training.state.before["tasks"] = tasks.measure(measured, recipe, policy, base, folder, "before", read)
+            train(training, stop)
+            stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
+            _finish(stage, recipe, training, base, rows, folder, measured, result)
+        finally:
+            result |= _progress(training, folder, [source.path for source in recipe.data.train])
+            result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
+            engine.close()
+        tasks.check_gates(recipe, measured, result)
+    return result
+
+
+def _evaluation(
+    recipe: Recipe, policy: Policy, objective: Objective, base: Base, rows: Rows, measured: Sequence[FoundTask]
+) -> Evaluate:
+    evaluate = evaluation(recipe, policy, objective, base, rows)
+    if recipe.eval.tasks_at == "evaluations":
+        return tasks.beside(evaluate, measured, recipe, policy, base)
+    return evaluate
+
+
+def _try_longest_batch(recipe: Recipe, training: Training) -> None:
+    settings = recipe.train
+    spare = make_optimizer(settings.optim, training.parameters, lr=0.0, weight_decay=settings.weight_decay)
+    try_longest_batch(training, spare)
+
+
+def _measure_before(training: Training, base: Base, rows: Rows) -> None:
+    """What the model does on held-out rows before step 1."""
+    if rows.held_out_examples is not None:
+        log.info("measuring %d held-out rows before training", len(rows.held_out_examples))
+    values = training.evaluate(lambda: None)
+    training.state.before = {**values, "sample": sample_answer(training.policy, base, rows)}
+    if values:
+        record(training, values)
+        log.info("before training  %s", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+def _finish(
+    stage: Stage,
+    recipe: Recipe,
+    training: Training,
+    base: Base,
+    rows: Rows,
+    folder: Path,
+    measured: Sequence[FoundTask],
+    result: dict[str, Any],
+) -> None:
+    """Takes the best weights if asked, measures, writes and proves the artefact, and fills in `result`."""
+    state = training.state
+    if recipe.eval.load_best_model_at_end and state.best_step not in (None, state.step):
+        best = training.checkpoints / f"step-{state.best_step}"
+        load_parameters(training.parameters, load(best)["parameters"], best)
+        log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
+        state.evaluated = training.evaluate(lambda: None)
+    sample = sample_answer(training.policy, base, rows)
+    result["after"] = state.evaluated
+    if measured:
+        before = state.before.get("tasks", {})
+        after = tasks.measure(measured, recipe, training.policy, base, folder, "after")
+        result["tasks"] = {"before": before, "after": after, "change": tasks.change(before, after, folder)}
+    facts: dict[str, Any] = {"stage": stage.name, "step": state.step, "recipe": recipe.model_dump(mode="json")}
+    facts["messages"] = recipe.data.model_dump(include={"system", "system_mode", "reasoning"})
+    card = model_card(
+        recipe.run_name or folder.resolve().name,
+        facts["recipe"],
+        result | _progress(training, folder, []),
+        read_facts(folder).manifest,
+        f"{folder}/model",
+        chat=base.tokenizer.chat_template is not None,
+        licence=licence_of(base.location),
+    )
+    result |= stage.write(recipe, training, base, rows, folder, facts, card)
+    plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
+    if sample is not None and (prompt := sample_prompt(training.policy, base, rows)) is not None:
+        result["sample"] = {
+            "prompt": last_turn(prompt),
+            "reference": prompt.answer,
+            "before": state.before["sample"],
+            "after": sample,
+        }
+
+
+def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str, Any]:
+    """How far the run came, also when it failed."""
+    state = training.state
+    paths = {"model": folder / "model", "metrics": training.metrics.path, "loss_curve": folder / "loss.png"}
+    paths["checkpoints"] = training.checkpoints
+    return {
+        "before": {name: value for name, value in state.before.items() if name not in ("sample", "tasks")},
+        "last_evaluation": state.evaluated,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "weights": {
+            "trained": sum(each.numel() for each in training.parameters.values()),
+            "all": sum(each.numel() for each in training.policy.model.parameters()),
+        },
+        "tokens": state.num_tokens,
+        "trained_tokens": state.num_trained_tokens,
+        "sources": [
+            {"path": path, "trained_tokens": count}
+            for path, count in itertools.zip_longest(sources, state.trained_by_part, fillvalue=0)
+        ],
+        "train_seconds": round(state.seconds, 2),
+        "tokens_per_second": round(state.num_tokens / state.seconds, 1) if state.seconds else None,
+        "paths": {name: str(path) for name, path in paths.items() if path.exists()},
+    }
