@@ -146,6 +146,8 @@ def load_tokenizer(location: Location, chat_template: str | None = None) -> PreT
         ) from error
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # by which encoders end a text
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -10,6 +10,8 @@ from tunekit.report.facts import Facts, is_finite
 from tunekit.report.parts import Folded, Part, html
 from tunekit.report.scores import answers, scores
 
+# What each row of a step has whatever is trained; other keys are metrics of the objective or of held-out rows.
+OF_STEP = {"step", "loss", "grad_norm", "lr", "epoch", "seconds", "tokens", "num_tokens", "trained_tokens", "weight"}
 PROGRESS = ("loss", "grad_norm", "lr", "num_tokens", "seconds")  # rows of metrics.jsonl that are of a step
 
 SETTINGS = {
@@ -111,11 +113,11 @@ def _training(facts: Facts) -> list[Part]:
         if is_finite(row.get("num_tokens")) and is_finite(row.get("seconds")) and row["seconds"] > 0
     ]
     curves.add_curves("Tokens a second", {"speed": speed})
-    evaluated = dict.fromkeys(key for row in facts.metrics for key in row if key.startswith("eval_") or "." in key)
-    for key in evaluated:
-        if key != "eval_loss":
-            title = key.removeprefix("eval_").replace("_", " ")
-            curves.add_curves(title[0].upper() + title[1:], {key: facts.series(key)})
+    for key in dict.fromkeys(key.removeprefix("eval_") for row in facts.metrics for key in row):
+        if key not in OF_STEP:
+            title = key.replace("_", " ")
+            lines = {"training": facts.series(key), "held out": facts.series(f"eval_{key}")}
+            curves.add_curves(title[0].upper() + title[1:], {name: line for name, line in lines.items() if line})
     events.add_table(("step", "event"), _events(facts))
     return [curves, set_up, events]
 

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tunekit.evals.rewards import sentences
+
 # A model, and data, can hold what a terminal takes for a command; line feed and tab pass.
 CONTROL_CHARACTERS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -29,12 +31,14 @@ def training_report(result: dict[str, Any]) -> str:
         total = result["trained_tokens"]
         shares = (f"{source['path']} {source['trained_tokens'] / total:.1%}" for source in result["sources"])
         parts.append(f"shares of the trained tokens: {', '.join(shares)}")
+    if reward := result.get("reward"):
+        parts.append("reward model on held-out pairs: " + "\n  ".join(sentences(reward)))
     speed = f"{result['tokens_per_second']:,.0f} tokens/s, " if result["tokens_per_second"] else ""
     parts.append(
         f"done: {result['steps']} steps, {result['tokens']:,} tokens ({result['trained_tokens']:,} trained), "
         f"{speed}{result['seconds']:.0f} s in all\n"
         f"model: {result['paths']['model']} (reloaded by a fresh process, "
-        f"logit difference {result['reload_difference']:.3g})\n"
+        f"{'reward' if 'reward' in result else 'logit'} difference {result['reload_difference']:.3g})\n"
         f"loss curve: {result['paths']['loss_curve']}"
     )
     return rendered(parts)

@@ -88,16 +88,9 @@ def run(
         base = find_base(recipe)
         recipe = continued(recipe, base)
         measured = tasks.find(recipe)
-        rows = read_rows(
-            recipe,
-            base,
-            kind=stage.kind,
-            folder=folder,
-            datasets=datasets,
-            day=start.contract[DATE] if start else date.today().isoformat(),
-            rank=engine.rank,
-            world_size=engine.world_size,
-        )
+        day = start.contract[DATE] if start else date.today().isoformat()
+        place: dict[str, Any] = {"folder": folder, "rank": engine.rank, "world_size": engine.world_size}
+        rows = read_rows(recipe, base, kind=stage.kind, datasets=datasets, day=day, **place)
         policy = stage.policy(recipe, base, rows, engine)
         passport = base_passport(base, policy)
         if objective.needs_reference:
