@@ -90,6 +90,9 @@ def run(folder: Path, line: str) -> None:
     if words[0] == "sft":
         words += ["train.max_steps=1", "data.eval=null", "data.eval_split=2"]
         words += ["eval.max_new_tokens=4"] if "metrics" in (folder / words[1]).read_text() else []
+    if words[0] in ("dpo", "kto", "reward"):
+        words += ["train.max_steps=1"]
+        words += ["eval.task_limit=2"] if "tasks" in (folder / words[1]).read_text() else []
     if words[0] == "eval":
         words = [*(word.replace("smollm2-135m-instruct", "tiny-random/llama") for word in words), "--limit", "2"]
     if words[0] == "gate":

@@ -100,6 +100,9 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
     assert "HEAVY []" in outputs[0]
     for verb in (
         "sft",
+        "reward",
+        "dpo",
+        "kto",
         "preview",
         "check",
         "show",

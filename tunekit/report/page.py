@@ -27,7 +27,15 @@ SETTINGS = {
 
 def page(facts: Facts) -> str:
     """The whole report of a run."""
-    sections = [_gates(facts), scores(facts), answers(facts), *_training(facts), _data(facts), _provenance(facts)]
+    sections = [
+        _gates(facts),
+        _reward_model(facts),
+        scores(facts),
+        answers(facts),
+        *_training(facts),
+        _data(facts),
+        _provenance(facts),
+    ]
     return html(
         title=facts.name,
         subtitle=" · ".join(_subtitle(facts)),
@@ -96,6 +104,22 @@ def _gates(facts: Facts) -> Part:
         for each in facts.result.get("gates") or []
     ]
     part.add_table(("gate", "verdict", "figure"), rows)
+    return part
+
+
+def _reward_model(facts: Facts) -> Part:
+    """What a reward model gets right of held-out pairs, also by the length of the answers."""
+    part, found = Part("Reward model"), facts.result.get("reward") or {}
+    accuracy = [each for key in ("value", "low", "high") if is_number(each := (found.get("accuracy") or {}).get(key))]
+    rows = [("accuracy", f"{shown(accuracy[0])} [{', '.join(map(shown, accuracy[1:]))}]")] if accuracy else []
+    labels = {"margin": "margin", "ece": "calibration error", "length_correlation": "correlation with length"}
+    rows += [(label, shown(found[key])) for key, label in labels.items() if is_number(found.get(key))]
+    for name, each in (found.get("accuracy_by_length") or {}).items():
+        if is_number(each.get("accuracy")):
+            rows.append(
+                (f"accuracy, {name.replace('_', ' ')}", f"{shown(each['accuracy'])} of {each['pairs']:,} pairs")
+            )
+    part.add_table(("figure of held-out pairs", "value"), rows)
     return part
 
 
