@@ -67,7 +67,7 @@ def calibration_error(margin: NDArray[np.float64]) -> float:
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
     """None where one of the two does not vary."""
-    if len(first) < 2 or first.std() == 0 or second.std() == 0:
+    if first.std() == 0 or second.std() == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])
 

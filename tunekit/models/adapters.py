@@ -1,13 +1,16 @@
 """Which weights are trained: LoRA through peft (this is the only door to it), or all of them less the frozen ones."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,6 +22,13 @@ log = logging.getLogger("tunekit")
 __all__ = ["AutoPeftModelForCausalLM", "PeftModel", "add_lora", "freeze", "load_adapter", "trained_parameters"]
 
 NEW, START, JOINED = "default", "start", "joined"  # names of adapters: the trained one, one before it, both
+# Of two adapters whose sum is one again: no magnitudes, nothing trained whole, no beginning that changes the base.
+SUMMED: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "modules_to_save": (None, [], ()),
+    "target_parameters": (None, [], ()),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+}
 STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft refuses LoRA on their out_proj
 ROUTERS = ("gate", "router")  # of mixture-of-experts layers: linear by type, but LoRA on them unbalances the experts
 
@@ -66,12 +76,7 @@ def _train_in_fp32(module: nn.Module, dtype: torch.dtype) -> None:
 
 def lora_settings(path: str) -> dict[str, Any]:
     """What the LoRA adapter at `path` is, under the keys of a recipe. Raises `RecipeError` for another kind."""
-    try:
-        config = PeftConfig.from_pretrained(path)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise RecipeError(f"model: {path}: its adapter_config.json cannot be used: {error}") from error
-    if not isinstance(config, LoraConfig):
-        raise RecipeError(f"model: {path} is {config.peft_type} and no LoRA adapter", "Only those are trained here.")
+    config = _lora_config(path)
     targets = config.target_modules
     return {
         "r": config.r,
@@ -84,11 +89,32 @@ def lora_settings(path: str) -> dict[str, Any]:
     }
 
 
+def _lora_config(path: str) -> LoraConfig:
+    try:
+        config = PeftConfig.from_pretrained(path)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise RecipeError(f"model: {path}: its adapter_config.json cannot be used: {error}") from error
+    if not isinstance(config, LoraConfig):
+        raise RecipeError(f"model: {path} is {config.peft_type} and no LoRA adapter", "Only those are trained here.")
+    return config
+
+
+@contextmanager
+def _fitting(path: str) -> Iterator[None]:
+    """Tells where the adapter at `path` is damaged, or is another model's: `RecipeError`."""
+    try:
+        yield
+    except (ValueError, RuntimeError, SafetensorError, OSError) as error:
+        reason = "\n".join(str(error).splitlines()[:3])  # peft names every weight of another size
+        raise RecipeError(f"model: the adapter {path} cannot be put on its base: {reason}") from error
+
+
 def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
-    """The LoRA adapter at `path` on its base, to be trained on; its weights are fp32."""
-    config = LoraConfig.from_pretrained(path)
+    """The LoRA adapter at `path` on its base, to be trained on; its weights are fp32. Raises `RecipeError`."""
+    config = _lora_config(path)
     use_fused_layer(config)
-    adapted = PeftModel.from_pretrained(model, path, is_trainable=True, config=config)
+    with _fitting(path):
+        adapted = PeftModel.from_pretrained(model, path, is_trainable=True, config=config)
     _whole_modules_in_fp32(adapted, model.dtype)
     return adapted
 
@@ -98,14 +124,15 @@ def stack_adapter(model: PreTrainedModel, path: str, **lora: Any) -> PeftModel:
 
     Raises `RecipeError` where the two cannot be saved as one adapter later.
     """
-    if lora_settings(path)["use_dora"] or lora["use_dora"] or lora_settings(path)["modules_to_save"]:
-        raise RecipeError(
-            "adapter.start_from: new: adapters with magnitudes (use_dora) or modules trained whole (modules_to_save) "
-            "cannot be joined with another one",
-            "Set adapter.start_from: merge_first.",
-        )
+    for config, whose in ((_lora_config(path).to_dict(), f"the adapter {path}"), (lora, "the new one")):
+        if found := next((key for key, values in SUMMED.items() if config.get(key) not in values), None):
+            raise RecipeError(
+                f"adapter.start_from: new: {whose} has {found}: {config[found]}, and cannot be joined with another one",
+                "Set adapter.start_from: merge_first.",
+            )
     adapted = add_lora(model, **lora)
-    adapted.load_adapter(path, START)
+    with _fitting(path):
+        adapted.load_adapter(path, START)
     adapted.base_model.set_adapter([START, NEW])  # type: ignore[operator]
     for name, parameter in adapted.named_parameters():
         if f".{START}." in name:
@@ -114,8 +141,12 @@ def stack_adapter(model: PreTrainedModel, path: str, **lora: Any) -> PeftModel:
 
 
 def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    """`model` with the adapter at `path` added to its weights, in their precision."""
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, path).merge_and_unload()
+    """`model` with the adapter at `path` added to its weights, in their precision. Raises `RecipeError`."""
+    config = _lora_config(path)
+    config.task_type = None  # a reward model has another head than the language model of the adapter
+    with _fitting(path):
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, path, config=config).merge_and_unload()
+    merged.requires_grad_(True)  # peft leaves the weights of a base frozen
     return merged
 
 
@@ -129,6 +160,9 @@ def save_adapter(adapted: PeftModel, folder: Path, base: str | None = None) -> N
     if START not in adapted.peft_config:
         adapted.save_pretrained(str(folder))
         return
+    # The joined adapter takes its settings from the first, but has both scales in its weights.
+    first: Any = adapted.peft_config[START]
+    adapted.peft_config[START] = replace(first, use_rslora=False, init_lora_weights=True)
     adapted.add_weighted_adapter([START, NEW], [1.0, 1.0], JOINED, combination_type="cat")
     adapted.save_pretrained(str(folder), selected_adapters=[JOINED])
     adapted.delete_adapter(JOINED)

@@ -64,7 +64,8 @@ def continued(recipe: Recipe, base: Base) -> Recipe:
     asked, saved = recipe.adapter, lora_settings(base.adapter.path)
     for name, value in saved.items():
         given = getattr(asked, name)
-        default = 2 * Adapter.model_fields["r"].default if name == "alpha" else Adapter.model_fields[name].default
+        given = sorted(given) if isinstance(given, list) else given
+        default = 2 * asked.r if name == "alpha" else Adapter.model_fields[name].default
         if given not in (default, value):
             raise RecipeError(
                 f"adapter.{name}: {given}: the adapter {base.adapter.name} has {value}, and it is trained on as it is",
