@@ -95,6 +95,8 @@ def _figures(result: Mapping[str, Any], when: str) -> dict[str, Mapping[str, Any
     }
     if when == "after":
         figures |= {name: {"value": value} for name, value in result.items() if is_number(value)}
+        for name, value in _mapping(result.get("reward")).items():  # what a reward model's run says of it
+            figures[f"reward.{name}"] = value if isinstance(value, Mapping) else {"value": value}
     for task, measured in _tasks(result, when).items():
         figures |= dict(_scores(task, _mapping(measured)))
     return figures

@@ -31,6 +31,14 @@ MEASURED = {
     "kto": ("eval_loss",),
     "reward": ("eval_loss", "eval_accuracy", "eval_margin"),
 }
+# Figures of held-out rows that a gate may name besides.
+_SIDES = tuple(f"eval_{what}_{side}" for what in ("reward", "logps", "length") for side in ("chosen", "rejected"))
+WATCHED: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "dpo": (*_SIDES, "eval_kl"),
+    "kto": (*_SIDES[:4], "eval_kl"),
+    "reward": (*_SIDES[:2], "reward.accuracy", "reward.ece", "reward.length_correlation", "reward.preferred_longer"),
+}
 
 
 def stage_conflicts(recipe: Recipe) -> Iterator[Conflict]:

@@ -1,6 +1,5 @@
 """Alignment from single answers, each wanted or not: KTO."""
 
-import logging
 from typing import Any
 
 from tunekit.objectives.kto import unpaired
@@ -11,8 +10,6 @@ from tunekit.recipe.schema import Recipe
 from tunekit.stages import training
 from tunekit.stages.rows import Datasets
 from tunekit.stages.training import Stage
-
-log = logging.getLogger("tunekit")
 
 
 def objective(recipe: Recipe, allow_code: bool) -> Objective:

@@ -1,6 +1,5 @@
 """Reward models: pairs of answers in, a sequence-classification checkpoint with one output out."""
 
-import logging
 from typing import Any
 
 from tunekit.models.scorer import Scorer
@@ -15,8 +14,6 @@ from tunekit.stages.reward_artefact import head_options, write_reward_model
 from tunekit.stages.rows import Datasets, Rows
 from tunekit.stages.training import Stage
 from tunekit.train.engine import Engine
-
-log = logging.getLogger("tunekit")
 
 
 def objective(recipe: Recipe, allow_code: bool) -> Objective:

@@ -15,6 +15,7 @@ from tunekit.evals.statistics import said
 from tunekit.evals.task import FoundTask, find_task
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
+from tunekit.recipe.stage_rules import MEASURED, WATCHED
 from tunekit.report.facts import read_facts
 from tunekit.stages.base import Base
 from tunekit.stages.compare import differences
@@ -22,8 +23,6 @@ from tunekit.stages.evaluate import add_leakage, kept, shown
 from tunekit.train.loop import Evaluate
 
 log = logging.getLogger("tunekit")
-
-LOSSES = ("eval_loss", "eval_perplexity")
 
 
 def find(recipe: Recipe) -> list[FoundTask]:
@@ -43,7 +42,14 @@ def find(recipe: Recipe) -> list[FoundTask]:
 
 def gates_of(recipe: Recipe, tasks: Sequence[FoundTask]) -> list[Gate]:
     """The gates of a recipe. Raises `RecipeError` where one is about a figure that the run will not have."""
-    figures = [*LOSSES, *(f"eval_{name}" for name in recipe.eval.metrics), "seconds", "tokens_per_second"]
+    stage = recipe.stage
+    figures = [
+        *MEASURED[stage],
+        *WATCHED[stage],
+        *(f"eval_{name}" for name in recipe.eval.metrics),
+        "seconds",
+        "tokens_per_second",
+    ]
     figures += [f"{each.task.task}.{metric}" for each in tasks for metric in each.task.metrics]
     gates = recipe.gate or {}
     for name in gates:
