@@ -30,11 +30,9 @@ def add_reference(recipe: Recipe, policy: Policy, objective: Objective, rows: Ro
     for examples in (rows.train_examples, rows.held_out_examples):
         if examples is None:
             continue
-        identity = [
-            base_model,
-            fingerprint(examples.rows),
-            recipe.train.seed if examples.rows.kind == "unpaired" else 0,
-        ]
+        identity: list[Any] = [base_model, fingerprint(examples.rows)]
+        if examples.rows.kind == "unpaired":  # whose mismatched answers the seed deals out and the limit cuts
+            identity += [recipe.train.seed, examples.rows.max_length]
         if recipe.adapter.type == "lora" and recipe.adapter.init_lora_weights is not True:
             # Other beginnings than the usual one move the model, the random ones by the seed.
             identity += [recipe.adapter.model_dump(mode="json"), recipe.train.seed]
