@@ -25,6 +25,7 @@ def healthy(step: int) -> Metrics:
         "margin": chosen - rejected,
         "reward_chosen": chosen,
         "reward_rejected": rejected,
+        "kl": 0.1,
     }
 
 
@@ -43,6 +44,17 @@ def test_chosen_answers_that_become_less_likely_are_told_once_after_two_windows(
     earlier, now = (-0.01 * sum(range(a, a + WINDOW)) / WINDOW for a in (1, WINDOW + 1))
     assert f"reward {earlier:.3f}, then {now:.3f}" in text
     assert "likelihood displacement" in text and "objective.sft_weight" in text
+
+
+def test_rewards_that_no_reference_is_behind_may_be_below_zero_and_fall() -> None:
+    """Those of simpo and orpo are log-probabilities, those of a reward model have no zero."""
+
+    def metrics(step: int) -> Metrics:
+        return {key: value for key, value in healthy(step).items() if key != "kl"} | {"reward_chosen": -0.02 * step}
+
+    assert said(metrics) == []
+    ((_, text),) = said(lambda step: metrics(step) | {"margin": 2 * LARGE_MARGIN})
+    assert "learning_rate" in text and "objective" not in text
 
 
 def test_a_fall_is_measured_from_the_window_before_and_not_from_the_start() -> None:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from tunekit.errors import RecipeError
 from tunekit.objectives.kto import UNPAIRED_LOSSES, apo_zero_unpaired, kto
-from tunekit.objectives.pair_losses import PAIR_LOSSES, PairLogprobs, nll
+from tunekit.objectives.pair_losses import PAIR_LOSSES, PairLogprobs, PairLoss, nll
 from tunekit.objectives.preference import Weighted, loss_of
 from tunekit.objectives.reward import bradley_terry
 from tunekit.recipe.losses import LOSSES
@@ -348,3 +349,12 @@ def test_reward_models_recover_rewards_from_preferences_and_centring_their_zero(
         bradley_terry(rewards[w] + 0.7, rewards[rejected], 0.7 + 0 * probability, center_rewards_coefficient=0.0),
         -F.logsigmoid(rewards[w] - rewards[rejected]),
     )
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda pairs: pairs.chosen.mean(), lambda pairs: pairs.chosen[:1], lambda pairs: 0.5]
+)
+def test_a_loss_that_does_not_give_one_number_for_each_pair_is_refused(wrong: Any) -> None:
+    vectors = [torch.tensor([-3.0, -4.0])] * 4 + [torch.tensor([2.0, 2.0])] * 2
+    with pytest.raises(RecipeError, match="for 2 pairs"):
+        loss_of([Weighted(PairLoss(wrong, True, False))], 0.0)(PairLogprobs(*vectors))

@@ -3,8 +3,11 @@
 The examples of a kind are a sequence over the token rows on disk, which reads a row when it is asked for it.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -61,6 +64,13 @@ class Examples(Sequence[Example]):
             None if known is None else (float(known[0]),),
             Labelled(others, row.label, None if known is None else (float(known[1]),)),
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what is not in the tokens: labels, or margins; equal only where they are."""
+        name = {"pairs": "margin", "unpaired": "label"}.get(self.rows.kind)
+        facts = [getattr(self.rows.row(i), name) for i in range(0, len(self.rows), self.rows.answers)] if name else []
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -14,7 +14,11 @@ def load_function(path: Path, name: str, where: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None or not path.is_file():
         raise RecipeError(f"{where}: {path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own file does wrong
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise RecipeError(f"{where}: {path}{line}: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise RecipeError(f"{where}: {path} has no function {name}")

@@ -45,7 +45,9 @@ def add_lora(
     if options.get("target_modules") == "all-linear":
         routers = {name.rpartition(".")[2] for name, _ in model.named_modules()}.intersection(ROUTERS)
         refused = {"out_proj"} if model.config.model_type in STATE_SPACE else set()
-        options["exclude_modules"] = sorted(routers | refused) or None
+        # Heads of sequence classification, which are trained whole.
+        heads = {"classifier", "pre_classifier", "score"} if task_type == "SEQ_CLS" else set()
+        options["exclude_modules"] = sorted(routers | refused | heads) or None
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     try:
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type=task_type, **options)  # type: ignore[arg-type]
@@ -133,10 +135,7 @@ def stack_adapter(model: PreTrainedModel, path: str, **lora: Any) -> PeftModel:
     adapted = add_lora(model, **lora)
     with _fitting(path):
         adapted.load_adapter(path, START)
-    adapted.base_model.set_adapter([START, NEW])  # type: ignore[operator]
-    for name, parameter in adapted.named_parameters():
-        if f".{START}." in name:
-            parameter.requires_grad_(False)
+    _activate_both(adapted)
     return adapted
 
 
@@ -150,6 +149,32 @@ def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
     return merged
 
 
+@contextmanager
+def joined(adapted: nn.Module) -> Iterator[None]:
+    """Within the block two adapters that act together are one, as they are saved: products in another order."""
+    if not isinstance(adapted, PeftModel) or START not in adapted.peft_config:
+        yield
+        return
+    # The joined adapter takes its settings from the first, but has both scales in its weights.
+    first: Any = adapted.peft_config[START]
+    adapted.peft_config[START] = replace(first, use_rslora=False, init_lora_weights=True)
+    adapted.add_weighted_adapter([START, NEW], [1.0, 1.0], JOINED, combination_type="cat")
+    adapted.base_model.set_adapter(JOINED)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        adapted.delete_adapter(JOINED)
+        adapted.peft_config[START] = first
+        _activate_both(adapted)
+
+
+def _activate_both(adapted: PeftModel) -> None:
+    adapted.base_model.set_adapter([START, NEW])  # type: ignore[operator]
+    for name, parameter in adapted.named_parameters():
+        if f".{START}." in name:
+            parameter.requires_grad_(False)
+
+
 def save_adapter(adapted: PeftModel, folder: Path, base: str | None = None) -> None:
     """Writes the adapter of `adapted`; two that act together are written as one, whose rank is the sum of theirs.
 
@@ -160,12 +185,8 @@ def save_adapter(adapted: PeftModel, folder: Path, base: str | None = None) -> N
     if START not in adapted.peft_config:
         adapted.save_pretrained(str(folder))
         return
-    # The joined adapter takes its settings from the first, but has both scales in its weights.
-    first: Any = adapted.peft_config[START]
-    adapted.peft_config[START] = replace(first, use_rslora=False, init_lora_weights=True)
-    adapted.add_weighted_adapter([START, NEW], [1.0, 1.0], JOINED, combination_type="cat")
-    adapted.save_pretrained(str(folder), selected_adapters=[JOINED])
-    adapted.delete_adapter(JOINED)
+    with joined(adapted):
+        adapted.save_pretrained(str(folder), selected_adapters=[JOINED])
     for file in (folder / JOINED).iterdir():
         file.rename(folder / file.name)
     (folder / JOINED).rmdir()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,21 @@ def locate(name: str, revision: str | None = None) -> Location:
     if checkpoints:
         raise RecipeError(
             f"model: {name} is a run that is not finished: it has {len(checkpoints)} checkpoints and no model/",
-            f"Finish it: tunekit sft {folder / 'recipe.yaml'} resume=auto",
+            f"Finish it: tunekit {_stage_of(folder)} {folder / 'recipe.yaml'} resume=auto",
         )
     raise RecipeError(
         f"model: {name} is a folder without config.json or adapter_config.json",
         "A model folder has config.json; a run folder of tunekit has model/ once the run is done.",
     )
+
+
+def _stage_of(run: Path) -> str:
+    """The command that made the folder of a run."""
+    try:
+        match = re.match(r"stage: (\w+)$", (run / "recipe.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1] if match else "sft"
 
 
 def base_of(adapter: Location) -> Location:
@@ -201,6 +211,11 @@ def load_model(
             return model
         how = f" with model.attn_implementation: {attn_implementation}" if attn_implementation else ""
         raise MissingEnvironment(f"model: {location.name} cannot be loaded{how}: {error}") from error
+    if auto_class is AutoModelForCausalLM and "ForSequenceClassification" in str(model.config.architectures):
+        raise RecipeError(
+            f"model: {location.name} is a reward model or another classifier, which writes no text",
+            "Name the language model; a reward model is measured with tunekit eval.",
+        )
     return model.to(device)
 
 

@@ -22,14 +22,12 @@ class Objective:
     """terms: (what the policy gives for a batch, the batch, the KL divergence to the reference) -> sums over the batch.
 
     The KL divergence, nats a row, is estimated over the whole step from the mismatched answers of its batches, before
-    any gradient, if `needs_kl`; else it is 0. With `one_batch` the loss compares the rows of a batch and is no sum over
-    rows, so that a step must be one batch.
+    any gradient, if `needs_kl`; else it is 0.
     """
 
     terms: Callable[[Tensor, Batch, float], Terms]
     needs_kl: bool = False
     needs_reference: bool = False
-    one_batch: bool = False
 
 
 def total(values: Tensor) -> Tensor:

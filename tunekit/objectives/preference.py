@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from tunekit.data.batch import Batch
+from tunekit.errors import RecipeError
 from tunekit.objectives.objective import Objective, Terms, total
 from tunekit.objectives.pair_losses import PairLogprobs, PairLoss, nll
 from tunekit.ops.logprobs import answer_sums
 
-ROUNDING = 1e-4  # nats
+ROUNDING = 1e-6  # of sums in fp32, relative
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,17 @@ def loss_of(losses: Sequence[Weighted], sft_weight: float) -> Callable[[PairLogp
     """The weighted sum of `losses` and of the negative log-likelihood of the chosen answers, `(P,)`."""
 
     def loss(pairs: PairLogprobs) -> Tensor:
-        terms = [each.weight * each.loss.function(pairs, **each.parameters) for each in losses]
+        terms = [each.weight * _checked(each.loss.function(pairs, **each.parameters), pairs) for each in losses]
         return torch.stack([*terms, *([sft_weight * nll(pairs)] if sft_weight else [])]).sum(0)
 
+    return loss
+
+
+def _checked(loss: object, pairs: PairLogprobs) -> Tensor:
+    """The loss of each pair. Raises `RecipeError` where a function of the user's own gives something else."""
+    if not isinstance(loss, Tensor) or loss.shape != pairs.chosen.shape:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise RecipeError(f"objective.loss: a function gave {found} for {len(pairs.chosen)} pairs; one number for each")
     return loss
 
 
@@ -47,9 +56,7 @@ def preference(losses: Sequence[Weighted], sft_weight: float) -> Objective:
         metrics = watched(pairs, beta, per_token=first.per_token) | (_distance(pairs) if needs_reference else {})
         return Terms(loss(pairs).sum(), metrics)
 
-    # A loss of the user's own may compare pairs with each other: it is asked for sums over pairs.
-    one_batch = any(each.loss.function.__name__ == "aot" for each in losses)
-    return Objective(terms, needs_reference=needs_reference, one_batch=one_batch)
+    return Objective(terms, needs_reference=needs_reference)
 
 
 def pair_logprobs(logprobs: Tensor, batch: Batch) -> PairLogprobs:
@@ -70,8 +77,9 @@ def watched(pairs: PairLogprobs, beta: float, *, per_token: bool) -> dict[str, T
     if per_token:
         rewards = [rewards[0] / pairs.chosen_length, rewards[1] / pairs.rejected_length]
     margin = rewards[0] - rewards[1]
+    rounding = ROUNDING * (100 + pairs.chosen.abs() + pairs.rejected.abs())
     return {
-        "accuracy": total(torch.where(pairs.margin.abs() < ROUNDING, 0.5, (margin > 0).to(margin.dtype))),
+        "accuracy": total(torch.where(pairs.margin.abs() < rounding, 0.5, (margin > 0).to(margin.dtype))),
         "margin": total(margin),
         "reward_chosen": total(rewards[0]),
         "reward_rejected": total(rewards[1]),

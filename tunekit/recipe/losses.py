@@ -40,6 +40,7 @@ LOSSES = {
     "apo_zero_unpaired": LossFacts("kto", {**UNPAIRED}),
     "bradley_terry": LossFacts("reward", {"center_rewards_coefficient": None}),
 }
+OWN = LossFacts("dpo", {**SMOOTHED, "gamma": None, "tau": None})
 DEFAULT: dict[str, tuple[str, ...]] = {"sft": (), "dpo": ("sigmoid",), "kto": ("kto",), "reward": ("bradley_terry",)}
 
 
@@ -58,8 +59,8 @@ def is_loss(name: str) -> bool:
 
 
 def facts_of(loss: str) -> LossFacts:
-    """A function of the user's own is one over pairs, and takes what DPO takes."""
-    return LOSSES["sigmoid"] if USERS_OWN.fullmatch(loss) else LOSSES[loss]
+    """A function of the user's own is one over pairs, and may take whatever another one does."""
+    return OWN if USERS_OWN.fullmatch(loss) else LOSSES[loss]
 
 
 def keys_of(losses: tuple[str, ...]) -> dict[str, float | None]:
@@ -69,4 +70,6 @@ def keys_of(losses: tuple[str, ...]) -> dict[str, float | None]:
         facts = facts_of(loss)
         extra = {"sft_weight": facts.sft_weight, "loss_weights": None} if facts.stage == "dpo" else {}
         keys = {**facts.keys, **extra, **keys}
+    if "sft_weight" in keys:  # what one of them needs, the whole has
+        keys["sft_weight"] = max(facts_of(loss).sft_weight for loss in losses)
     return keys

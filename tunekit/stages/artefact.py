@@ -12,7 +12,7 @@ from tunekit.data.render import serving_examples
 from tunekit.data.rendering import Rendering
 from tunekit.errors import StorageError
 from tunekit.models import export
-from tunekit.models.adapters import merge_adapter
+from tunekit.models.adapters import joined, merge_adapter
 from tunekit.models.load import Location, load_model, weights_hash
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
@@ -79,7 +79,7 @@ def write_artefact(
     or if it cannot load.
     """
     causal = policy.causal
-    with export.serving_attention(causal):
+    with export.serving_attention(causal), joined(policy.model):
         logits = export.fixed_logits(causal, base.tokenizer)
     return write_proven(policy.model, causal, base.tokenizer, folder, passport, logits, served, card)
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from tunekit.errors import RecipeError
+from tunekit.files import sha256
 from tunekit.models import adapters
 from tunekit.models.export import generation_config
 from tunekit.models.load import load_model, resolve_dtype
 from tunekit.models.policy import Policy
 from tunekit.objectives.objective import Objective
+from tunekit.recipe.losses import USERS_OWN
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.stages.rows import REJECTED, Rows, shares_of
@@ -188,6 +190,13 @@ KEPT = (
 )
 
 
+def own_losses(recipe: Recipe) -> list[str] | None:
+    """The hash of each file that `objective.loss` names."""
+    return [
+        sha256(Path(name.rpartition(":")[0])) for name in recipe.objective.loss or () if USERS_OWN.fullmatch(name)
+    ] or None
+
+
 def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
     values = {key: value for key, value in flat_values(recipe).items() if key.startswith(KEPT)}
@@ -200,6 +209,8 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
         "weights of the model (sha256)": base_model["sha256"],
         "weights of the adapter to start from (sha256)": base_model.get("adapter", {}).get("sha256"),
         "data (hash of ids and masks)": rows.fingerprint,
+        "labels and margins (hash)": None if rows.train_examples is None else rows.train_examples.fingerprint,
+        "losses of your own (sha256 of their files)": own_losses(recipe),
         "data.train weights": None if shares is None else list(shares),
         DATE: rows.facts["date"],
         "held-out data (hash of ids and masks)": rows.facts.get("held_out", {}).get("sha256"),

@@ -26,11 +26,12 @@ def objective(recipe: Recipe, allow_code: bool) -> Objective:
     """The losses of the recipe with their parameters. Raises `RecipeError` where the user's own may not run."""
     settings = recipe.objective
     weights = settings.loss_weights or [1.0] * len(settings.loss)
-    losses = [
-        Weighted(_loss(name, allow_code), weight, _parameters(name, settings, allow_code))
-        for name, weight in zip(settings.loss, weights, strict=True)
+    losses = [(name, _loss(name, allow_code)) for name in settings.loss]
+    weighted = [
+        Weighted(loss, weight, _parameters(name, loss, settings))
+        for (name, loss), weight in zip(losses, weights, strict=True)
     ]
-    return preference(losses, settings.sft_weight)
+    return preference(weighted, settings.sft_weight)
 
 
 def _loss(name: str, allow_code: bool) -> PairLoss:
@@ -44,12 +45,13 @@ def _loss(name: str, allow_code: bool) -> PairLoss:
     return PairLoss(loss, needs_reference=True, per_token=False)
 
 
-def _parameters(name: str, settings: Settings, allow_code: bool) -> dict[str, float]:
+def _parameters(name: str, loss: PairLoss, settings: Settings) -> dict[str, float]:
     """The keys of `objective` that a loss takes: as the table says, or the user's own by its signature."""
     if name in LOSSES:
         return {key: getattr(settings, key) for key in LOSSES[name].keys}
-    function = _loss(name, allow_code).function
-    wanted = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    wanted = [
+        each.name for each in inspect.signature(loss.function).parameters.values() if each.kind is each.KEYWORD_ONLY
+    ]
     for key in wanted:
         if getattr(settings, key, None) is None:
             raise RecipeError(

@@ -50,6 +50,9 @@ def check_start(policy: Policy, objective: Objective, rows: Any) -> None:
     output = policy(batch)
     sums = answer_sums(output, batch.counts)
     difference = float(((sums - batch.reference).abs() / batch.counts).mean())
+    if (others := batch.mismatched) is not None and others.reference is not None:
+        apart = (answer_sums(policy(others), others.counts) - others.reference).abs() / others.counts
+        difference = max(difference, float(apart.mean()))
     weight = batch.weight
     loss = float(objective.terms(output, batch, 0.0).loss_sum) / weight
     expected = float(objective.terms(output, replace(batch, reference=sums), 0.0).loss_sum) / weight

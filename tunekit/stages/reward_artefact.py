@@ -60,8 +60,10 @@ def write_reward_model(
     else:
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     rewards = fixed_rewards(model, base.tokenizer)
-    result["merge_difference"] = float((rewards - trained).abs().max())
+    result["merge_difference"] = difference = float((rewards - trained).abs().max())
     largest = float(rewards.abs().max())
+    if not difference <= 128 * torch.finfo(scorer.dtype).eps * max(1.0, largest):
+        raise StorageError(f"{folder / 'model'}: merged, its rewards differ by {difference:.3g} from those trained")
     with staged(folder / "model") as staging:
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)
@@ -85,7 +87,25 @@ def _merged(adapted: nn.Module, causal: PreTrainedModel, base: Base, folder: Pat
     )
     if base.adapter is not None:
         model = merge_adapter(model, base.adapter.path)
+    take_new_weights(model, causal)
     return merge_adapter(model, str(folder)).eval()
+
+
+@torch.no_grad()
+def take_new_weights(model: PreTrainedModel, trained: PreTrainedModel) -> None:
+    """Gives `model` the frozen weights of `trained` that the base's checkpoint does not have (an encoder's pooler).
+
+    Each load makes those anew at random; the others are equal in the precision of `trained`.
+    """
+    frozen = {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): weight
+        for name, weight in trained.state_dict().items()
+        if ".lora_" not in name and ".modules_to_save." not in name
+    }
+    for name, weight in model.state_dict().items():
+        known = frozen.get(name)
+        if known is not None and not torch.equal(weight.to(known.dtype), known):
+            weight.copy_(known)
 
 
 def _figures(recipe: Recipe, scorer: Scorer, examples: Examples) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 WINDOW = 20  # steps whose mean is looked at
 CHANCE = 0.55  # accuracy below which pairs are told apart by luck
 PATIENCE = 3 * WINDOW  # steps after which chance is no longer the beginning
+LEAST_DROP = 0.01  # of the mean reward of chosen answers between two windows
 LARGE_MARGIN = 20.0  # sigmoid(-20) = 2e-9: what is beyond it no longer moves the loss
 
 
@@ -38,8 +39,8 @@ class Health:
 
     def _displaced(self) -> str:
         now, earlier = self._mean("reward_chosen"), self._mean("reward_chosen", before=True)
-        if now is None or earlier is None or not now < earlier < 0:
-            return ""
+        if now is None or earlier is None or "kl" not in self.recent or not now + LEAST_DROP < earlier < 0:
+            return ""  # where nothing is measured against a reference, a reward is no log-ratio
         return (
             f"the chosen answers have become less likely than under the reference for {2 * WINDOW} steps (reward "
             f"{earlier:.3f}, then {now:.3f}): both answers are pushed down and something else rises (likelihood "
@@ -59,7 +60,8 @@ class Health:
         now = self._mean("margin")
         if now is None or now <= LARGE_MARGIN:
             return ""
+        advice = ", or raise objective.beta" if "kl" in self.recent else ""
         return (
-            f"reward margin {now:.1f} over {WINDOW} steps: the pairs are learnt by heart, far from the reference; "
-            "lower train.learning_rate or num_train_epochs, or raise objective.beta"
+            f"reward margin {now:.1f} over {WINDOW} steps: the pairs are learnt by heart; lower "
+            f"train.learning_rate or num_train_epochs{advice}"
         )

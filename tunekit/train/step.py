@@ -48,7 +48,9 @@ def backward(policy: nn.Module, objective: Objective, batches: Sequence[Batch], 
         (terms.loss_sum * (engine.world_size / weight)).backward()
         loss_sum += terms.loss_sum.detach()
         add_metrics(metrics, terms.metrics)
-    means = mean_metrics({name: engine.sum(value) for name, value in metrics.items()}) | ({"kl": kl} if kl else {})
+    means = mean_metrics({name: engine.sum(value) for name, value in metrics.items()}) | (
+        {"kl": kl} if objective.needs_kl else {}
+    )
     return StepResult(float(engine.sum(loss_sum)) / weight, num_tokens, trained, weight, metrics=means)
 
 
