@@ -108,5 +108,5 @@ def test_a_margin_beyond_what_moves_the_loss_is_told_once() -> None:
 
 
 def test_each_cause_is_told_for_itself() -> None:
-    bad = said(lambda step: {"accuracy": 0.4, "margin": 99.0, "reward_chosen": -float(step)})
+    bad = said(lambda step: {"accuracy": 0.4, "margin": 99.0, "reward_chosen": -float(step), "kl": 1.0})
     assert [step for step, _ in bad] == [WINDOW, 2 * WINDOW, PATIENCE]
