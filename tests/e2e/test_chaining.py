@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tunekit.cli import app
 from tunekit.errors import RecipeError
 from tunekit.models import export
+from tunekit.models.load import load_tokenizer, locate
 from tunekit.models.serve import load_for_inference
 from tunekit.recipe.load import load
 from tunekit.stages import check, merge, reward_artefact
@@ -137,6 +138,19 @@ def test_the_passport_names_every_layer(chain: Chain, way: str) -> None:
     assert base["name"] == "tiny-random/llama" and len(base["sha256"]) == 64
     assert base["adapter"]["name"] == str(chain.sft) and len(base["adapter"]["sha256"]) == 64
     assert base["adapter"]["from"] == ("merge_first" if way == "none" else way)
+
+
+def test_a_run_on_a_merged_base_may_be_moved(chain: Chain, tmp_path: Path) -> None:
+    out, moved = chain.out("merge_first"), tmp_path / "moved"
+    shutil.copytree(out, moved)
+    (out / "base").rename(out / "gone")
+    try:
+        model, _ = load_for_inference(str(moved), "float32")
+    finally:
+        (out / "gone").rename(out / "base")
+    with export.serving_attention(model):
+        found = export.fixed_logits(model, load_tokenizer(locate(str(moved))))
+    assert difference(found, chain.trained[out]) < 1e-5
 
 
 def test_a_new_adapter_leaves_the_one_beside_it_as_it_is(chain: Chain) -> None:

@@ -135,7 +135,9 @@ def test_a_reward_model_is_an_ordinary_classifier_with_one_output(
     classify = pipeline("text-classification", model=str(folder), dtype=torch.float32)
     assert [each["score"] for each in classify(TEXTS, batch_size=5)] == pytest.approx(alone, abs=1e-4)
     assert load_reward_model(str(folder.parent), "float32", 3).rewards(TEXTS) == pytest.approx(alone, abs=1e-4)
-    assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "A reward model from" in card
+    assert "tunekit chat" not in card and "AutoPeft" not in card
     assert json.loads((folder / "tunekit.json").read_text())["base_model"]["name"] == "tiny-random/llama"
     assert (folder.parent / "adapter" / "adapter_config.json").exists() == (adapter == "lora")
 

@@ -100,6 +100,16 @@ def test_a_cut_that_takes_no_trained_token_is_no_cut_answer(tmp_path: Path) -> N
     assert (summary.truncated, summary.answers_cut, summary.dropped) == (1, 0, 0)
 
 
+def test_pairs_that_a_cut_makes_equal_are_left_out(tmp_path: Path) -> None:
+    def answer(*tail: int) -> Tokens:
+        return token_row([1, 2, 3, 4, *tail], [0, 0, 1, 1, *(1 for _ in tail)])
+
+    rows = [[answer(5), answer(6)], [answer(7, 8, 9), answer(7, 8, 8)], [answer(1, 1, 1), answer(2, 2, 2)]]
+    prepared = prepare(all_rows([store_of(tmp_path / "s", rows, kind="pairs")], 6), "truncate")
+    assert [each.ids[-1] for each in prepared.tokens] == [5, 6, 1, 2]
+    assert (prepared.summary.examples, prepared.summary.dropped, prepared.summary.truncated) == (2, 1, 2)
+
+
 @pytest.mark.parametrize("overlong", ["error", "drop", "truncate"])
 def test_nothing_left_is_an_error(store: Store, tmp_path: Path, overlong: str) -> None:
     with pytest.raises(DataError, match="none of 3 rows is left"):

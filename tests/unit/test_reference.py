@@ -154,6 +154,12 @@ def test_a_cache_that_cannot_be_written_is_told(policy: Policy, cache: Path) -> 
     assert list(cache.iterdir()) == [file], "nothing half written is left"
 
 
+def test_a_file_where_the_cache_should_be_is_told(policy: Policy, cache: Path) -> None:
+    cache.write_text("")
+    with pytest.raises(StorageError, match="the reference cannot be kept there"):
+        reference_logprobs(policy, pairs(), 2, [0])
+
+
 @pytest.mark.parametrize("made", [pairs, labelled])
 def test_a_batch_gets_the_policys_own_values_as_its_reference(
     policy: Policy, made: Callable[[int], Sequence[Example]]

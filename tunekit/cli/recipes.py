@@ -28,7 +28,7 @@ def show(recipe: RecipePath, overrides: Overrides = None, settings: Settings = N
 
 @app.command()
 def init(
-    stage: Annotated[str, typer.Option(help="What the recipe is for.")] = "sft",
+    stage: Annotated[str, typer.Option(help="What the recipe is for: sft, reward, dpo or kto.")] = "sft",
     model: Annotated[str | None, typer.Option(help="Hub id, folder or built-in name of the model.")] = None,
     data: Annotated[str | None, typer.Option(metavar="PATH", help="A file, a folder or a data set of the hub.")] = None,
     output: OutputFile = None,

@@ -210,7 +210,7 @@ def prepare(rows: Rows, overlong: str) -> Prepared:
     truncates = overlong == "truncate" and rows.kind != "prompts"  # a prompt that is cut asks something else
     kept = ~too_long
     if truncates:
-        kept = ~_together(rows, rows.trained == 0)
+        kept = ~_together(rows, (rows.trained == 0) | _same_when_cut(rows, too_long))
     if not kept.any():
         raise DataError(
             f"none of {len(rows)} rows is left after data.overlong: {overlong} at data.max_length: {rows.max_length}",
@@ -235,6 +235,14 @@ def prepare(rows: Rows, overlong: str) -> Prepared:
 def _together(rows: Rows, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """`mask`, true for both answers of a pair where it is for one."""
     return mask.reshape(-1, rows.answers).any(axis=1).repeat(rows.answers)
+
+
+def _same_when_cut(rows: Rows, too_long: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pairs whose answers differ only beyond `max_length`: cut there, they prefer nothing."""
+    same = np.zeros(len(rows), bool)
+    for i in np.flatnonzero(too_long)[::2].tolist() if rows.kind == "pairs" else ():
+        same[i] = np.array_equal(rows[i].ids, rows[i + 1].ids)
+    return same
 
 
 def _answers_cut(rows: Rows) -> int:

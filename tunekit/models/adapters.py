@@ -30,6 +30,7 @@ SUMMED: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
 STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft refuses LoRA on their out_proj
+HEADS = ("classifier", "score")  # of sequence classification
 ROUTERS = ("gate", "router")  # of mixture-of-experts layers: linear by type, but LoRA on them unbalances the experts
 
 
@@ -45,8 +46,7 @@ def add_lora(
     if options.get("target_modules") == "all-linear":
         routers = {name.rpartition(".")[2] for name, _ in model.named_modules()}.intersection(ROUTERS)
         refused = {"out_proj"} if model.config.model_type in STATE_SPACE else set()
-        # Heads of sequence classification, which are trained whole.
-        heads = {"classifier", "pre_classifier", "score"} if task_type == "SEQ_CLS" else set()
+        heads = {*HEADS, "pre_classifier"} if task_type == "SEQ_CLS" else set()  # peft trains them whole
         options["exclude_modules"] = sorted(routers | refused | heads) or None
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     try:
@@ -64,13 +64,14 @@ def add_lora(
 
 
 def _whole_modules_in_fp32(adapted: PeftModel, dtype: torch.dtype) -> None:
-    for module in adapted.modules():
+    for name, module in adapted.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            _train_in_fp32(module.modules_to_save[NEW], dtype)
+            last = name.rpartition(".")[2] in HEADS  # after which nothing comes that needs `dtype`
+            _train_in_fp32(module.modules_to_save[NEW], torch.float32 if last else dtype)
 
 
 def _train_in_fp32(module: nn.Module, dtype: torch.dtype) -> None:
-    """fp32 weights for a module that is trained whole, amid a model in `dtype`: peft leaves them in that."""
+    """fp32 weights for a module that is trained whole and gives `dtype`: peft leaves them in that of the model."""
     module.float()
     module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs))
     module.register_forward_hook(lambda _, inputs, output: output.to(dtype))

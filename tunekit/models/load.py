@@ -122,6 +122,11 @@ def base_of(adapter: Location) -> Location:
         name, revision = recorded["name"], recorded["revision"]
     if not name:
         raise RecipeError(f"model: {adapter.name}: adapter_config.json does not say which base model it was trained on")
+    beside = (
+        Path(adapter.path).parent / "base"
+    )  # of a run that merged one adapter and trained another; it may have moved
+    if path and not Path(path).is_dir() and (beside / "config.json").is_file():
+        return Location(str(beside), str(beside.resolve()))
     return Location(name, path) if path and Path(path).is_dir() else locate(name, revision)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def _write(path: Path, values: NDArray[np.float32]) -> None:
             "Make room, or set TUNEKIT_CACHE to a folder that can be written.",
         ) from error
     finally:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be one has just been told of
+            staging.unlink(missing_ok=True)
 
 
 def _digest(values: NDArray[np.float32]) -> str:

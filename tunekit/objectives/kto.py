@@ -1,6 +1,6 @@
 """Objectives over single answers that are wanted or not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -43,15 +43,14 @@ def unpaired(name: str, *, beta: float, **weights: float) -> Objective:
         sums = answer_sums(logprobs, batch.counts)
         logratio = sums - batch.reference.to(sums.dtype)
         loss = UNPAIRED_LOSSES[name](logratio, batch.labels, kl, beta=beta, **weights)
-        return Terms(loss.sum(), _watched(beta * logratio, sums, batch.labels))
+        watched = {"reward": beta * logratio, "logps": sums, "length": batch.counts}
+        return Terms(loss.sum(), _watched(watched, batch.labels))
 
     return Objective(terms, needs_kl=name == "kto", needs_reference=True)
 
 
 @torch.no_grad()
-def _watched(rewards: Tensor, logps: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Rewards and log-probabilities (nats) of answers that are wanted (`chosen`) and that are not (`rejected`)."""
-    parts = {"chosen": label, "rejected": ~label}
-    return {f"reward_{name}": total(rewards[which]) for name, which in parts.items()} | {
-        f"logps_{name}": total(logps[which]) for name, which in parts.items()
-    }
+def _watched(values: Mapping[str, Tensor], label: Tensor) -> dict[str, Tensor]:
+    """Of each of `values` (rewards, log-probabilities in nats, tokens) that of wanted answers (`chosen`) and others."""
+    sides = {"chosen": label, "rejected": ~label}
+    return {f"{name}_{side}": total(each[which]) for name, each in values.items() for side, which in sides.items()}

@@ -36,7 +36,7 @@ _SIDES = tuple(f"eval_{what}_{side}" for what in ("reward", "logps", "length") f
 WATCHED: dict[str, tuple[str, ...]] = {
     "sft": (),
     "dpo": (*_SIDES, "eval_kl"),
-    "kto": (*_SIDES[:4], "eval_kl"),
+    "kto": (*_SIDES, "eval_kl"),
     "reward": (*_SIDES[:2], "reward.accuracy", "reward.ece", "reward.length_correlation", "reward.preferred_longer"),
 }
 

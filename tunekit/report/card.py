@@ -24,6 +24,15 @@ USE_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
+USE_REWARD = """from transformers import pipeline
+
+reward = pipeline("text-classification", "{folder}")
+text = {text}
+print(reward(text)[0]["score"])"""
+REWARD_CHAT = """reward.tokenizer.apply_chat_template(
+    [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello, how can I help?"}], tokenize=False
+)"""
+REWARD_TEXT = '"Hello!"'
 CHAT = """
 messages = [{"role": "user", "content": "Hello!"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
@@ -47,19 +56,23 @@ def model_card(
     `licence`: that of the base model as an SPDX name, where it is known.
     """
     base = manifest["base_model"]["name"]
-    adapter = recipe["adapter"]["type"] != "none"
+    reward = recipe["stage"] == "reward"
+    adapter = recipe["adapter"]["type"] != "none" and not reward  # which is merged into a reward model
+    made = "A reward model from" if reward else "A LoRA adapter for" if adapter else "A fine-tuned copy of"
     scores = _scores(result)
     data = _metadata(name, recipe, result, base, scores, licence)
     use = (USE_ADAPTER if adapter else USE_MODEL).format(folder=folder) + (CHAT if chat else TEXT) + ANSWER
+    use = f"```sh\ntunekit chat {folder}\n```\n\n```python\n{use}\n```"
+    if reward:
+        use = f"```python\n{USE_REWARD.format(folder=folder, text=REWARD_CHAT if chat else REWARD_TEXT)}\n```"
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
-        f"{'A LoRA adapter for' if adapter else 'A fine-tuned copy of'} `{base}`{_revision(manifest)}, "
-        f"made with tunekit {__version__}.\n",
+        f"{made} `{base}`{_revision(manifest)}, made with tunekit {__version__}.\n",
         "## Training\n",
         _training(recipe, result, (manifest.get("data") or {}).get("train") or {}),
         *(["## Results\n", _results(result, scores)] if scores or result.get("after") else []),
-        f"## Use\n\n```sh\ntunekit chat {folder}\n```\n\n```python\n{use}\n```\n",
+        f"## Use\n\n{use}\n",
         "## Limits\n",
         _limits(base, licence, measured=bool(scores or result.get("after"))),
         *(["## Versions\n", versions] if (versions := _versions(manifest)) else []),

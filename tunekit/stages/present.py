@@ -38,7 +38,7 @@ def training_report(result: dict[str, Any]) -> str:
         f"done: {result['steps']} steps, {result['tokens']:,} tokens ({result['trained_tokens']:,} trained), "
         f"{speed}{result['seconds']:.0f} s in all\n"
         f"model: {result['paths']['model']} (reloaded by a fresh process, "
-        f"{'reward' if 'reward' in result else 'logit'} difference {result['reload_difference']:.3g})\n"
+        f"{'reward' if result['stage'] == 'reward' else 'logit'} difference {result['reload_difference']:.3g})\n"
         f"loss curve: {result['paths']['loss_curve']}"
     )
     return rendered(parts)

@@ -52,7 +52,8 @@ class Stage:
     """One kind of training.
 
     name: of its command;  kind: of its rows;  objective: (recipe, whether the user's own code may run) -> objective
-    policy: what is trained;  write: the artefact, as (training, base, rows, folder, facts, card) -> what `result` gets
+    policy: what is trained
+    write: the artefact, (recipe, training, base, rows, folder, facts, card) -> what `result` gets
     """
 
     name: str
@@ -196,7 +197,7 @@ def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str,
     """How far the run came, also when it failed."""
     state = training.state
     paths = {"model": folder / "model", "metrics": training.metrics.path, "loss_curve": folder / "loss.png"}
-    paths["checkpoints"] = training.checkpoints
+    paths |= {"checkpoints": training.checkpoints, "adapter": folder / "adapter", "base": folder / "base"}
     return {
         "before": {name: value for name, value in state.before.items() if name not in ("sample", "tasks")},
         "last_evaluation": state.evaluated,
