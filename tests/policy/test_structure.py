@@ -27,7 +27,7 @@ LAYERS = [
     {"ops", "data"},
     {"models", "objectives"},
     {"evals"},
-    {"train"},
+    {"rollout", "train"},
     {"report"},
     {"stages"},
     {"cli"},
@@ -35,7 +35,7 @@ LAYERS = [
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "accelerate": {"train/engine.py"},
-    "peft": {"models/adapters.py", "models/lora.py"},
+    "peft": {"models/adapter_roles.py", "models/adapters.py", "models/lora.py"},
     "datasets": {"data/sources/hub.py", "evals/metrics/hub.py"},
     "evaluate": {"evals/metrics/hub.py"},
     "lm_eval": {"evals/harness.py"},

@@ -7,6 +7,7 @@ USER_TEXT = "[/INST] [bold]x[/bold] :warning:"
 
 def test_text_of_prompts_and_answers_is_not_taken_for_markup() -> None:
     result = {
+        "stage": "sft",
         "before": {},
         "after": {"eval_loss": 1.0},
         "sample": {name: f"{name} {USER_TEXT}" for name in ("prompt", "before", "after", "reference")},

@@ -41,7 +41,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An override as an option; after those without --set."),
 ]
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let the Python file of objective.loss run.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let the Python files that the recipe names run.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no connection; list what is missing instead.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 

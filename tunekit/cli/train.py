@@ -96,6 +96,62 @@ def kto(
     _train("kto", recipe, overrides, settings, offline, as_json)
 
 
+@app.command()
+def ppo(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    settings: Settings = None,
+    allow_code: AllowCode = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """PPO: the policy answers prompts, and a reward model or a function says how well. Needs `rewards` in RECIPE.
+
+    Examples:
+
+        tunekit ppo recipes/ppo.yaml
+
+        tunekit ppo recipes/ppo.yaml objective.kl_coef=0.1 value_model=adapter
+    """
+    _train("ppo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
+
+
+@app.command()
+def grpo(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    settings: Settings = None,
+    allow_code: AllowCode = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """GRPO and its variants: several answers to each prompt are compared. What is in objective.loss decides which.
+
+    Examples:
+
+        tunekit grpo recipes/grpo.yaml
+
+        tunekit grpo recipes/grpo.yaml objective=dapo rollout.num_generations=16
+    """
+    _train("grpo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
+
+
+@app.command()
+def rloo(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    settings: Settings = None,
+    allow_code: AllowCode = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """RLOO: several answers to each prompt, each compared with the mean of the others.
+
+    Example: tunekit rloo recipes/grpo.yaml objective=rloo
+    """
+    _train("rloo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
+
+
 def _train(
     stage: str,
     recipe: str,

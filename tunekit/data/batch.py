@@ -5,7 +5,7 @@ knows the layout.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunekit.data.rows import Example, Labelled, Pair, Tokens
+from tunekit.data.rows import Example, Labelled, Pair, Sampled, Tokens
+
+# What of a sampled answer stands beside each of its tokens.
+BESIDE = ("old", "reference", "advantages", "values", "returns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,11 @@ class Batch:
     targets:    `(N,)` the trained tokens, answer by answer
     counts:     `(A,)` trained tokens of each answer
     ends:       `(A,)` position of the last token of each answer that is not the padding token
-    weight:     trained tokens of plain rows, else rows (pairs, labelled answers): what the summed loss of this batch is
-                divided by, once, over the whole step
+    weight:     trained tokens of plain rows, rows of pairs and labelled answers, of sampled ones as they say: what the
+                summed loss of this batch is divided by, once, over the whole step
     reference:  `(A,)` log-probability of each answer under the reference, in nats; None where it was not asked
     labels:     `(A,)` whether each labelled answer is wanted;  margins: `(P,)` of pairs
+    sampled:    of sampled answers what stands beside each token, `(N,)`, of the names `BESIDE` those that there are
     mismatched: the prompts of labelled answers with answers to other prompts, from which the KL divergence is estimated
     segments, prompts: lengths of the segments in a flat row, and of the prompt that each shares (models/attention.py)
     attention_mask: `(B, L)` of a padded batch; None in a flat row
@@ -43,6 +47,7 @@ class Batch:
     reference: Tensor | None = None
     labels: Tensor | None = None
     margins: Tensor | None = None
+    sampled: dict[str, Tensor] = field(default_factory=dict)
     mismatched: "Batch | None" = None
     segments: tuple[int, ...] | None = None
     prompts: tuple[int, ...] | None = None
@@ -56,24 +61,29 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor | Batch)}
+        moved["sampled"] = {name: value.to(device) for name, value in self.sampled.items()}
         return replace(self, **moved)
 
 
 def flat_batch(rows: Sequence[Example], pad_id: int, *, share_prompts: bool = True) -> Batch:
-    """The rows one after another in a single row of tokens, the prompt of a pair once unless `share_prompts` is false.
+    """The rows one after another in a single row of tokens; with `share_prompts` a prompt that several have only once.
 
-    The first token of a row is never a target.
+    These are the two of a pair, and the sampled answers of one group that stand side by side. The first token of a row
+    is never a target.
     """
     pieces: list[NDArray[np.int32]] = []
     segments: list[int] = []
     prompts: list[int] = []
     places: list[NDArray[np.int64]] = []  # of each answer: where in the flat row its tokens are
-    at = 0
+    at = start = 0
+    before: Example | None = None
     for row in rows:
-        shared = row.prompt_length if isinstance(row, Pair) and share_prompts else 0
-        start = at
+        shared = row.prompt_length if isinstance(row, Pair | Sampled) and share_prompts else 0
+        joins = isinstance(row, Sampled) and isinstance(before, Sampled) and before.group == row.group
+        before = row
+        start = start if joins and shared else at
         for number, answer in enumerate(row.answers):
-            prompt = shared if number else 0
+            prompt = shared if number or joins else 0
             own = len(answer.ids) - prompt
             places.append(np.concatenate([np.arange(start, start + prompt), np.arange(at, at + own)]))
             pieces.append(answer.ids[prompt:])
@@ -117,7 +127,8 @@ def _batch(ids: Tensor, rows: Sequence[Example], places: Sequence[NDArray[np.int
     trained = [np.flatnonzero(answer.trained) for answer in answers]
     counts = np.array([len(each) for each in trained])
     given = [row for row in rows if not isinstance(row, Tokens)]
-    known = [row.reference for row in given if row.reference is not None]
+    known = [row.reference for row in given if isinstance(row, Pair | Labelled) and row.reference is not None]
+    sampled = [row for row in rows if isinstance(row, Sampled)]
     labels = [row.label for row in rows if isinstance(row, Labelled)]
     margins = [row.margin for row in rows if isinstance(row, Pair)]
     return Batch(
@@ -126,11 +137,18 @@ def _batch(ids: Tensor, rows: Sequence[Example], places: Sequence[NDArray[np.int
         targets=torch.from_numpy(np.concatenate([a.ids[t] for a, t in zip(answers, trained, strict=True)])).long(),
         counts=torch.from_numpy(counts),
         ends=torch.tensor([p[_last(a, pad_id)] for p, a in zip(places, answers, strict=True)]),
-        weight=len(given) or int(counts.sum()),
+        weight=sum(row.weight for row in sampled) or len(given) or int(counts.sum()),
         reference=torch.tensor([value for pair in known for value in pair]) if known else None,
         labels=torch.tensor(labels) if labels else None,
         margins=torch.tensor(margins) if margins else None,
+        sampled=_beside(sampled),
     )
+
+
+def _beside(rows: Sequence[Sampled]) -> dict[str, Tensor]:
+    """Those of `BESIDE` that the rows have, all of them or none, as `(N,)`."""
+    columns = {name: [value for row in rows if (value := getattr(row, name)) is not None] for name in BESIDE}
+    return {name: torch.from_numpy(np.concatenate(column)) for name, column in columns.items() if column}
 
 
 def _last(answer: Tokens, pad_id: int) -> int:

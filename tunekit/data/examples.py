@@ -79,8 +79,8 @@ class Examples(Sequence[Example]):
 
     @property
     def trained(self) -> NDArray[np.int64]:
-        """Trained tokens of each example (R,)."""
-        return self._summed(self.rows.trained)
+        """Trained tokens of each example (R,); a prompt, whose answer is not known yet, counts as one."""
+        return np.ones(len(self), np.int64) if self.rows.kind == "prompts" else self._summed(self.rows.trained)
 
     @property
     def parts(self) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """What the training loop asks for rows: the next step's micro-batches, where it stands, the largest batch to come."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from tunekit.data.plan import Plan
@@ -8,19 +8,23 @@ from tunekit.data.rows import Example
 
 
 class LoadedStep(NamedTuple):
-    """Optimizer step `number` (from 1): its micro-batches, and the epochs done after it (None: not known)."""
+    """Optimizer step `number` (from 1): its micro-batches, and the epochs done after it (None: not known).
+
+    gauges: figures of how its rows came about
+    """
 
     number: int
     micro_batches: Sequence[Sequence[Example]]
     epoch: float | None
     ends_epoch: bool
+    gauges: dict[str, float] = {}  # noqa: RUF012  never changed
 
 
 class Loader(Protocol):
     """`state_dict` is what `steps` needs, beside the number of the last step, to go on from there.
 
     `terminators` are the ids that end the answers read so far; `report` is what is known of the rows only once they
-    are read, and says it.
+    are read, and says it. `poll` is called where a step takes long to come; it may raise.
     """
 
     @property
@@ -29,7 +33,7 @@ class Loader(Protocol):
     @property
     def terminators(self) -> frozenset[int]: ...
 
-    def steps(self, start: int) -> Iterator[LoadedStep]: ...
+    def steps(self, start: int, poll: Callable[[], None]) -> Iterator[LoadedStep]: ...
 
     def longest(self, padded: bool) -> Sequence[Example]: ...
 
@@ -50,7 +54,7 @@ class PlannedLoader:
     def num_steps(self) -> int:
         return self.plan.num_steps
 
-    def steps(self, start: int) -> Iterator[LoadedStep]:
+    def steps(self, start: int, poll: Callable[[], None] = lambda: None) -> Iterator[LoadedStep]:
         """The steps after `start`."""
         for number, epoch, micro_batches in self.plan.steps(start):
             rows = [[self.rows[row] for row in batch] for batch in micro_batches]

@@ -149,4 +149,32 @@ class Labelled:
         return self.tokens.part
 
 
-Example: TypeAlias = Tokens | Pair | Labelled
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """An answer that the policy wrote: it alone is trained, its T tokens after the first `prompt_length` ids.
+
+    group: number of its prompt in the rollout;  weight: what it counts in the divisor of the loss, an integer
+    old, reference: log-probabilities `(T,)` in nats at the time of the rollout, under the policy and the reference
+    advantages `(T,)`;  values, returns: `(T,)` at the time of the rollout, where a value function is trained
+    """
+
+    tokens: Tokens
+    prompt_length: int
+    group: int = 0
+    weight: int = 1
+    old: NDArray[np.float32] | None = None
+    reference: NDArray[np.float32] | None = None
+    advantages: NDArray[np.float32] | None = None
+    values: NDArray[np.float32] | None = None
+    returns: NDArray[np.float32] | None = None
+
+    @property
+    def answers(self) -> tuple[Tokens, ...]:
+        return (self.tokens,)
+
+    @property
+    def part(self) -> int:
+        return self.tokens.part
+
+
+Example: TypeAlias = Tokens | Pair | Labelled | Sampled

@@ -117,7 +117,7 @@ class StreamLoader:
     def num_steps(self) -> int:
         return self.settings.num_steps
 
-    def steps(self, start: int) -> Iterator[LoadedStep]:
+    def steps(self, start: int, poll: Callable[[], None] = lambda: None) -> Iterator[LoadedStep]:
         """The steps after `start`, which must be the one that the state belongs to."""
         number = start
         while number < self.num_steps:

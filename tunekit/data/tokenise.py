@@ -22,6 +22,7 @@ from tunekit.data.encode import check_fast
 from tunekit.data.messages import strings
 from tunekit.data.notes import note_growth, say_notes
 from tunekit.data.pairs import Labelled, Pair, render_pairs, render_prompts, render_unpaired
+from tunekit.data.prompts import as_prompt
 from tunekit.data.render import render_all
 from tunekit.data.rendering import Rendering
 from tunekit.data.rows import AnyRow, Conversation, Preference, Prompt, Rejected, Text, Tokens, Unpaired
@@ -49,15 +50,20 @@ KINDS: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read and as what: a source, its format, its columns; `part` is its number in the recipe."""
+    """What is read and as what: a source, its format, its columns; `part` is its number in the recipe.
+
+    asks: of rows that have answers only what is asked is taken
+    """
 
     source: RowSource
     format: str = "auto"
     columns: Mapping[str, str] | None = None
     part: int = 0
+    asks: bool = False
 
     def rows(self, found: formats.Found, start: int = 0) -> Iterator[AnyRow | Rejected]:
-        return formats.convert(self.source.rows(start), format=self.format, columns=self.columns, found=found)
+        rows = formats.convert(self.source.rows(start), format=self.format, columns=self.columns, found=found)
+        return (row if isinstance(row, Rejected) else as_prompt(row) for row in rows) if self.asks else rows
 
 
 def with_format(reading: Reading) -> Reading:
@@ -245,6 +251,7 @@ def asked(reading: Reading, tokenizer: PreTrainedTokenizerBase, rendering: Rende
     return [
         reading.source.fingerprint(),
         reading.format,
+        reading.asks,
         sorted((reading.columns or {}).items()),
         asdict(replace(rendering, date=day)),
         tokenizer_hash(tokenizer),

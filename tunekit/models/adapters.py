@@ -79,7 +79,7 @@ def _train_in_fp32(module: nn.Module, dtype: torch.dtype) -> None:
 
 def lora_settings(path: str) -> dict[str, Any]:
     """What the LoRA adapter at `path` is, under the keys of a recipe. Raises `RecipeError` for another kind."""
-    config = _lora_config(path)
+    config = lora_config(path)
     targets = config.target_modules
     return {
         "r": config.r,
@@ -92,7 +92,7 @@ def lora_settings(path: str) -> dict[str, Any]:
     }
 
 
-def _lora_config(path: str) -> LoraConfig:
+def lora_config(path: str) -> LoraConfig:
     try:
         config = PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError, OSError) as error:
@@ -103,7 +103,7 @@ def _lora_config(path: str) -> LoraConfig:
 
 
 @contextmanager
-def _fitting(path: str) -> Iterator[None]:
+def fitting(path: str) -> Iterator[None]:
     """Tells where the adapter at `path` is damaged, or is another model's: `RecipeError`."""
     try:
         yield
@@ -114,9 +114,9 @@ def _fitting(path: str) -> Iterator[None]:
 
 def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
     """The LoRA adapter at `path` on its base, to be trained on; its weights are fp32. Raises `RecipeError`."""
-    config = _lora_config(path)
+    config = lora_config(path)
     use_fused_layer(config)
-    with _fitting(path):
+    with fitting(path):
         adapted = PeftModel.from_pretrained(model, path, is_trainable=True, config=config)
     _whole_modules_in_fp32(adapted, model.dtype)
     return adapted
@@ -127,14 +127,14 @@ def stack_adapter(model: PreTrainedModel, path: str, **lora: Any) -> PeftModel:
 
     Raises `RecipeError` where the two cannot be saved as one adapter later.
     """
-    for config, whose in ((_lora_config(path).to_dict(), f"the adapter {path}"), (lora, "the new one")):
+    for config, whose in ((lora_config(path).to_dict(), f"the adapter {path}"), (lora, "the new one")):
         if found := next((key for key, values in SUMMED.items() if config.get(key) not in values), None):
             raise RecipeError(
                 f"adapter.start_from: new: {whose} has {found}: {config[found]}, and cannot be joined with another one",
                 "Set adapter.start_from: merge_first.",
             )
     adapted = add_lora(model, **lora)
-    with _fitting(path):
+    with fitting(path):
         adapted.load_adapter(path, START)
     _activate_both(adapted)
     return adapted
@@ -142,9 +142,9 @@ def stack_adapter(model: PreTrainedModel, path: str, **lora: Any) -> PeftModel:
 
 def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
     """`model` with the adapter at `path` added to its weights, in their precision. Raises `RecipeError`."""
-    config = _lora_config(path)
+    config = lora_config(path)
     config.task_type = None  # a reward model has another head than the language model of the adapter
-    with _fitting(path):
+    with fitting(path):
         merged: PreTrainedModel = PeftModel.from_pretrained(model, path, config=config).merge_and_unload()
     merged.requires_grad_(True)  # peft leaves the weights of a base frozen
     return merged
@@ -184,7 +184,7 @@ def save_adapter(adapted: PeftModel, folder: Path, base: str | None = None) -> N
     if base is not None:
         adapted.peft_config[NEW].base_model_name_or_path = base
     if START not in adapted.peft_config:
-        adapted.save_pretrained(str(folder))
+        adapted.save_pretrained(str(folder), selected_adapters=[NEW])
         return
     with joined(adapted):
         adapted.save_pretrained(str(folder), selected_adapters=[JOINED])

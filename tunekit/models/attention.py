@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunekit.models.key_values import KeyValues
+
 SEGMENTS = "tunekit_segments"
 
 
@@ -53,6 +55,7 @@ def segment_attention(
     scaling: float | None = None,
     segments: tuple[int, ...] | None = None,
     prompts: tuple[int, ...] | None = None,
+    cache: KeyValues | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -60,11 +63,16 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Attention of `query (1, H, T, D)` to `key`, `value (1, K, T, D)` inside each segment; returns `(1, T, H, D)`.
 
+    A `cache` takes the keys and values of the segments; without segments each token of the row continues one of them.
     `sliding_window` (tokens, the current one included) is honoured; a model with soft-capped scores or attention sinks
     raises `NotImplementedError`, on which the caller falls back to padded batches and the model's own attention.
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("attention with soft-capped scores or sinks")
+    if cache is not None and segments is None:
+        return cache.attend(module.layer_idx, query, key, value, scaling, sliding_window), None  # type: ignore[arg-type]
+    if cache is not None:
+        cache.fill(module.layer_idx, key, value)  # type: ignore[arg-type]
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     grouped, dtype = query.shape[1] != key.shape[1], query.dtype

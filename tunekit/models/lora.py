@@ -8,6 +8,8 @@ peft's forward.
 Axes: T tokens, I in, O out, R rank.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,13 +47,18 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class LoraLinear(lora.Linear):
-    """peft's LoRA layer around an `nn.Linear`, its plain case computed by one autograd node."""
+    """peft's LoRA layer around an `nn.Linear`, its plain case computed by one autograd node.
+
+    Where a model is evaluated that is peft's own forward, as whoever loads the adapter has it, unless `as_trained`.
+    """
+
+    as_trained = False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self.active_adapters[0]
         base = self.get_base_layer()
         plain = (
-            self.training
+            (self.training or self.as_trained)
             and len(self.active_adapters) == 1
             and not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
             and isinstance(self.lora_dropout[name], nn.Identity)
@@ -62,6 +69,19 @@ class LoraLinear(lora.Linear):
         return _LoraProduct.apply(
             x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         )
+
+
+@contextmanager
+def as_trained(model: nn.Module) -> Iterator[None]:
+    """Within the block evaluation rounds as training does: what is sampled is then what is trained."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    for layer in layers:
+        layer.as_trained = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.as_trained = False
 
 
 def use_fused_layer(config: LoraConfig) -> None:

@@ -62,16 +62,24 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probabilities, in nats and fp32, of the batch's targets: `(N,)`."""
-        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.autocast):
-            if self.chunked_head:
-                hidden = self.causal.base_model(batch.input_ids, **self._layout(batch)).last_hidden_state
-                hidden = hidden.flatten(0, 1)[batch.predictors]
-            else:
-                logits = self._own_logits(batch)
         if not self.chunked_head:
-            return torch.log_softmax(logits.float(), -1).gather(1, batch.targets[:, None]).squeeze(1)
-        weight = self.causal.get_output_embeddings().weight.to(self.dtype)
-        return token_logprobs(hidden, weight, batch.targets)
+            return torch.log_softmax(self._own_logits(batch), -1).gather(1, batch.targets[:, None]).squeeze(1)
+        return token_logprobs(self.hidden(batch), self.head_weight, batch.targets)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the backbone gives where a trained token is predicted, `(N, E)`."""
+        return self.states(batch)[batch.predictors]
+
+    def states(self, batch: Batch) -> Tensor:
+        """What the backbone gives at every position of the flattened `input_ids`, `(T, E)`."""
+        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.autocast):
+            states: Tensor = self.causal.base_model(batch.input_ids, **self._layout(batch)).last_hidden_state
+        return states.flatten(0, 1)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """`(V, E)`"""
+        return self.causal.get_output_embeddings().weight.to(self.dtype)
 
     def _layout(self, batch: Batch) -> dict[str, Any]:
         if batch.segments is not None:
@@ -79,11 +87,12 @@ class Policy(nn.Module):
         return {"attention_mask": batch.attention_mask, "use_cache": False}
 
     def _own_logits(self, batch: Batch) -> Tensor:
-        """`(N, V)` from the model's own head; of a flat row, one sequence, only the predicting positions."""
-        if batch.segments is not None:
-            output = self.causal(batch.input_ids, logits_to_keep=batch.predictors, **self._layout(batch))
-            return output.logits[0]
-        return self.causal(batch.input_ids, **self._layout(batch)).logits.flatten(0, 1)[batch.predictors]
+        """`(N, V)` in fp32 from the model's own head; of a flat row, one sequence, only the predicting positions."""
+        with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.autocast):
+            if batch.segments is not None:
+                output = self.causal(batch.input_ids, logits_to_keep=batch.predictors, **self._layout(batch))
+                return output.logits[0].float()
+            return self.causal(batch.input_ids, **self._layout(batch)).logits.flatten(0, 1)[batch.predictors].float()
 
     def prove(self, rows: Sequence[Tokens], *, pairs: bool = False) -> None:
         """Tries the flat layout and the chunked head on two examples, and says aloud what it falls back to.

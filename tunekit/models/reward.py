@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.errors import RecipeError
@@ -63,3 +65,62 @@ def load_reward_model(name: str, dtype: str = "auto", batch_size: int = 16) -> R
         raise RecipeError(f"model: {name} is no reward model: {what}", "A task of kind preference needs one.")
     model.config.pad_token_id = tokenizer.pad_token_id
     return RewardModel(model.to(device).eval(), tokenizer, batch_size)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`probabilities` of the labels of texts; longer texts are cut at their end."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int = 16
+
+    def column(self, label: str) -> int:
+        """Raises `RecipeError` where there is no such label."""
+        labels = self.model.config.id2label or {}
+        for number, name in labels.items():
+            if str(name).lower() == label.lower():
+                return int(number)
+        raise RecipeError(
+            f"rewards: label: {label}: {self.name} has no such label",
+            f"It has: {', '.join(map(str, labels.values()))}.",
+        )
+
+    @torch.no_grad()
+    def probabilities(self, texts: Sequence[str], poll: Callable[[], None] = lambda: None) -> NDArray[np.float64]:
+        """`(S, labels)`: softmax, or of a model of several labels at once the logistic of each."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        several = self.model.config.problem_type == "multi_label_classification"
+        found = []
+        for start in range(0, len(texts), self.batch_size):
+            poll()
+            batch = self.tokenizer(
+                list(texts[start : start + self.batch_size]),
+                padding=True,
+                truncation=limit is not None,
+                max_length=limit,
+                return_tensors="pt",
+            )
+            logits = self.model(**batch.to(self.model.device)).logits.double()
+            found.append((logits.sigmoid() if several else logits.softmax(-1)).cpu().numpy())
+        return np.concatenate(found)
+
+
+def load_classifier(name: str, dtype: str = "auto") -> Classifier:
+    """Raises `RecipeError` where `name` is no sequence-classification model with several labels."""
+    location, device = locate(name), default_device()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            location.path,
+            revision=location.revision or "main",
+            dtype=resolve_dtype(dtype, device),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"rewards: model: {name}: cannot be loaded as a classifier: {error}") from error
+    if info["missing_keys"]:
+        raise RecipeError(f"rewards: model: {name} is no classifier: its head is missing")
+    tokenizer = load_tokenizer(location)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Classifier(name, model.to(device).eval(), tokenizer)

@@ -11,10 +11,14 @@ from tunekit.data.batch import Batch
 
 
 class Terms(NamedTuple):
-    """loss_sum: over the batch, unreduced;  metrics: of each name the sum and the number `(2,)` whose ratio it is."""
+    """loss_sum: over the batch, unreduced;  metrics: of each name the sum and the number `(2,)` whose ratio it is;
+
+    maxima: of each name the largest value `()`.
+    """
 
     loss_sum: Tensor
     metrics: dict[str, Tensor]
+    maxima: dict[str, Tensor] = {}  # noqa: RUF012  never changed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.explain import place_of
-from tunekit.recipe.forms import EXTENDS, SYNONYMS, expand, our_name
+from tunekit.recipe.forms import EXTENDS, SECTIONS, SYNONYMS, expand, our_name
 from tunekit.recipe.parse import NEEDED, Document, KeyPath, Place, leaves, parse
 from tunekit.recipe.read import read_text
 from tunekit.recipe.types import NOT_EXPANDED, VARIABLE
@@ -48,18 +48,18 @@ def fill_places(document: Document) -> None:
 
 def _read(text: str, path: str, chain: tuple[str, ...], seen: list[str]) -> Document:
     """`chain`: the files from the recipe down to this one; `seen`: all that were read so far."""
-    document = _in_full(parse(text, path))
+    document = in_full(parse(text, path))
     chain = (*chain, path)
     seen.append(path)
     merged: Document | None = None
     for base in _take_bases(document):
         read = _read(_base_text(document, base, chain, seen), base.path, chain, seen)
-        merged = read if merged is None else _merge(merged, read)
-    return document if merged is None else _merge(merged, document)
+        merged = read if merged is None else merge(merged, read)
+    return document if merged is None else merge(merged, document)
 
 
-def _in_full(document: Document) -> Document:
-    """The document with its short forms expanded."""
+def in_full(document: Document) -> Document:
+    """The document with its short forms expanded. Raises `RecipeError` where it does not hold keys with values."""
     if not isinstance(document.value, dict):
         spot = document.places[()].of_value
         found = "is empty" if document.value is None else "does not hold keys with values"
@@ -67,6 +67,11 @@ def _in_full(document: Document) -> Document:
     for theirs in SYNONYMS.keys() & document.places.keys():
         if our_name(theirs) not in document.places:
             document.places[our_name(theirs)] = document.places.pop(theirs)
+    for name, ours in SECTIONS.items():
+        if (ours,) not in document.places:
+            named = {path: place for path, place in document.places.items() if path[:1] == (name,)}
+            document.places = {path: place for path, place in document.places.items() if path not in named}
+            document.places |= {(ours, *path[1:]): place for path, place in named.items()}
     document.value = expand(document.value)
     fill_places(document)
     return document
@@ -109,7 +114,8 @@ def _error(document: Document, place: Place, message: str, fix: str = "") -> Rec
     return RecipeError(document.quote(spot, f"{spot}: {EXTENDS}: {message}"), fix)
 
 
-def _merge(base: Document, over: Document) -> Document:
+def merge(base: Document, over: Document) -> Document:
+    """`over` on top of `base`, both in full: sections by key, anything else replaced."""
     replaced = set(_replaced(base.value, over.value))
     kept = {
         path: place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunekit.recipe.losses import keys_of, losses_of, stage_of
+from tunekit.recipe.losses import NUM_GENERATIONS, ONLINE, keys_of, losses_of, stage_of
 from tunekit.recipe.schema import Recipe
 
 LOWER_IS_BETTER = ("loss", "perplexity")
@@ -14,6 +14,7 @@ LEARNING_RATE = {
     "dpo": {"lora": 5e-5, "none": 1e-6},
     "kto": {"lora": 5e-5, "none": 1e-6},
     "reward": {"lora": 1e-4, "none": 1e-5},
+    **{stage: {"lora": 2e-5, "none": 1e-6} for stage in ONLINE},
 }
 
 
@@ -21,7 +22,7 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
     """The recipe with every derived value filled in, and the dotted paths of those that were."""
     adapter, train, data, evaluation = recipe.adapter, recipe.train, recipe.data, recipe.eval
     stage = stage_of(recipe.stage, recipe.objective.loss)
-    updates: dict[str, dict[str, Any]] = {"adapter": {}, "train": {}, "data": {}, "eval": {}}
+    updates: dict[str, dict[str, Any]] = {"adapter": {}, "train": {}, "data": {}, "eval": {}, "rollout": {}}
     updates["objective"] = _objective(recipe, stage)
     if adapter.alpha is None:
         updates["adapter"]["alpha"] = 2.0 * adapter.r
@@ -36,8 +37,11 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
         updates["train"]["gradient_accumulation_steps"] = rows // train.per_device_train_batch_size
     if data.eval_split is None and (data.eval is not None or data.streaming):
         updates["data"]["eval_split"] = 0
-    metric = evaluation.metric_for_best_model.removeprefix("eval_")
-    if metric == evaluation.metric_for_best_model:
+    if stage in ONLINE and recipe.rollout.num_generations is None:
+        updates["rollout"]["num_generations"] = NUM_GENERATIONS[stage]
+    named = evaluation.metric_for_best_model or best_metric(stage)
+    metric = named.removeprefix("eval_")
+    if evaluation.metric_for_best_model != f"eval_{metric}":
         updates["eval"]["metric_for_best_model"] = f"eval_{metric}"
     if evaluation.greater_is_better is None:
         updates["eval"]["greater_is_better"] = metric not in LOWER_IS_BETTER
@@ -49,6 +53,11 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
         final["stage"] = stage
         paths.add("stage")
     return recipe.model_copy(update=final), frozenset(paths)
+
+
+def best_metric(stage: str) -> str:
+    """What decides which checkpoint is best, where the recipe does not say it."""
+    return "eval_reward" if stage in ONLINE else "eval_loss"
 
 
 def _objective(recipe: Recipe, stage: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
@@ -17,6 +17,8 @@ from tunekit.recipe.losses import DEFAULT, facts_of, is_loss
 from tunekit.recipe.override import override
 from tunekit.recipe.parse import Document, KeyPath, dotted
 from tunekit.recipe.schema import Recipe
+
+STAGES = "stages"  # the key of a file that holds several recipes, which pipeline.py reads
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,19 @@ def load_text(text: str, source: str, stage: str | None = None) -> Resolved:
 
 
 def _resolve(document: Document, stage: str | None) -> Resolved:
+    if STAGES in document.value:
+        spot = place_of(document, (STAGES,)).of_key
+        message = f"{spot}: {STAGES}: this file is a pipeline of several recipes"
+        raise RecipeError(document.quote(spot, message), f"Run it with: tunekit run {document.places[()].source}")
     follows = _take_stage(document, stage) if stage else set()
     recipe, problems = validate(document)
     if recipe is None:
         raise RecipeError(document.report(problems))
+    return with_origins(document, recipe, follows)
+
+
+def with_origins(document: Document, recipe: Recipe, follows: Set[str] = frozenset()) -> Resolved:
+    """The recipe that `document` is with its derived values; `follows` are keys that were filled in before."""
     final, derived = derive(recipe)
     origins = {dotted(leaf): _origin(document, leaf, given) for leaf, given in _leaves(recipe)}
     return Resolved(final, origins | dict.fromkeys(derived | follows, "derived"))
@@ -63,7 +74,7 @@ def _take_stage(document: Document, stage: str) -> set[str]:
     """
     given = document.value.get("stage")
     path: KeyPath = ("stage",) if given is not None else ("objective", "loss")
-    said = given if given is not None else _implied(document.value.get("objective"))
+    said = given if given is not None else implied(document.value.get("objective"))
     if isinstance(said, str) and said in DEFAULT and said != stage:  # one that does not exist is named with the rest
         spot = place_of(document, path).of_value
         message = f"{spot}: {dotted(path)}: this recipe is for tunekit {said}, and this is tunekit {stage}"
@@ -74,7 +85,7 @@ def _take_stage(document: Document, stage: str) -> set[str]:
     return {"stage"}
 
 
-def _implied(objective: Any) -> str | None:
+def implied(objective: Any) -> str | None:
     """The stage of the first loss that is known, in a section that is not validated yet."""
     losses = objective.get("loss") if isinstance(objective, dict) else None
     names = [name for name in losses if isinstance(name, str) and is_loss(name)] if isinstance(losses, list) else []

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 USERS_OWN = re.compile(r".+\.py:\w+", re.DOTALL)  # path/to/file.py:function
 BETA = {"beta": 0.1}
 SMOOTHED = {"beta": 0.1, "label_smoothing": 0.0}
 UNPAIRED = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+NUM_GENERATIONS = {"ppo": 1, "grpo": 8, "rloo": 2}
+ONLINE = ("ppo", "grpo", "rloo")  # stages whose answers the policy writes itself
+SAMPLED: dict[str, Any] = {"num_mini_batches": 1, "missing_eos_penalty": None}
+RATIOS: dict[str, Any] = {**SAMPLED, "epsilon": 0.2, "epsilon_high": None, "num_iterations": 1}
+GROUPS: dict[str, Any] = {
+    **RATIOS,
+    "beta": 0.0,
+    "scale_rewards": "group",
+    "mask_truncated_completions": False,
+    "dynamic_sampling": False,
+}
+PPO: dict[str, Any] = {
+    **SAMPLED,
+    "kl_coef": 0.05,
+    "kl_estimator": "k1",
+    "kl_target": None,
+    "kl_horizon": 10_000,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.1,
+    "entropy_coef": 0.0,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "whiten_rewards": False,
+    "num_ppo_epochs": 4,
+}
 
 
 class LossFacts(NamedTuple):
     """keys: of `objective`, with the default of each (None: null is one);  sft_weight: that of its likelihood term."""
 
     stage: str
-    keys: dict[str, float | None]
+    keys: dict[str, Any]
     sft_weight: float = 0.0
 
 
@@ -39,9 +65,23 @@ LOSSES = {
     "kto": LossFacts("kto", {**UNPAIRED}),
     "apo_zero_unpaired": LossFacts("kto", {**UNPAIRED}),
     "bradley_terry": LossFacts("reward", {"center_rewards_coefficient": None}),
+    "ppo": LossFacts("ppo", PPO),
+    "grpo": LossFacts("grpo", GROUPS),
+    "dr_grpo": LossFacts("grpo", {**GROUPS, "scale_rewards": "none"}),
+    "dapo": LossFacts("grpo", {**GROUPS, "epsilon_high": 0.28, "dynamic_sampling": True}),
+    "gspo": LossFacts("grpo", {**GROUPS, "epsilon": 3e-4, "epsilon_high": 4e-4}),
+    "rloo": LossFacts("rloo", {**RATIOS, "beta": 0.05, "normalize_advantages": False}),
 }
 OWN = LossFacts("dpo", {**SMOOTHED, "gamma": None, "tau": None})
-DEFAULT: dict[str, tuple[str, ...]] = {"sft": (), "dpo": ("sigmoid",), "kto": ("kto",), "reward": ("bradley_terry",)}
+DEFAULT: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "dpo": ("sigmoid",),
+    "kto": ("kto",),
+    "reward": ("bradley_terry",),
+    "ppo": ("ppo",),
+    "grpo": ("grpo",),
+    "rloo": ("rloo",),
+}
 
 
 def stage_of(stage: str | None, losses: tuple[str, ...] | None) -> str:
@@ -63,9 +103,9 @@ def facts_of(loss: str) -> LossFacts:
     return OWN if USERS_OWN.fullmatch(loss) else LOSSES[loss]
 
 
-def keys_of(losses: tuple[str, ...]) -> dict[str, float | None]:
+def keys_of(losses: tuple[str, ...]) -> dict[str, Any]:
     """The keys that any of the losses takes, each with the default of the first that does."""
-    keys: dict[str, float | None] = {}
+    keys: dict[str, Any] = {}
     for loss in losses:
         facts = facts_of(loss)
         extra = {"sft_weight": facts.sft_weight, "loss_weights": None} if facts.stage == "dpo" else {}

@@ -13,16 +13,17 @@ from tunekit.recipe.parse import Document, KeyPath, Place, dotted, parse, scalar
 MAX_SHOWN = 100
 
 
-def override(document: Document, text: str) -> None:
-    """Changes the document after one override. Raises `RecipeError` that names it."""
-    source = f"override `{printable(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '...')}`"
+def override(document: Document, text: str, written: str = "") -> None:
+    """Changes the document after one override. Raises `RecipeError` that names it as it was `written`."""
+    written = written or text
+    source = f"override `{printable(written if len(written) <= MAX_SHOWN else written[:MAX_SHOWN] + '...')}`"
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
         raise RecipeError(f"{source}: is not UTF-8 text")
     name, equals, value = text.partition("=")
     dropped = name.strip().startswith("~")
     keys = tuple(name.strip().removeprefix("~").split("."))
     if not all(keys) or not name.isprintable() or bool(equals) == dropped:
-        raise RecipeError(f"override {text!r}: is not of the form key=value, section.key=value or ~section.key")
+        raise RecipeError(f"override {written!r}: is not of the form key=value, section.key=value or ~section.key")
     if keys[0] == EXTENDS:
         raise RecipeError(f"{source}: {EXTENDS} is for recipe files; put it in one, or override the values themselves")
     keys = our_name(keys)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tunekit.recipe.conflict import Conflict
 from tunekit.recipe.schema import Data, Eval, Recipe, Source
-from tunekit.recipe.stage_rules import Conflict, stage_conflicts
+from tunekit.recipe.stage_rules import stage_conflicts
 
 MEMORY = "memory:"
 ONE_FILE = re.compile(r".*\.(jsonl|json|csv|tsv|parquet)(\.gz)?", re.IGNORECASE)

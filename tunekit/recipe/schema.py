@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from tunekit.recipe.forms import expand
 from tunekit.recipe.objective import Objective
+from tunekit.recipe.rewards import Reward
+from tunekit.recipe.rollout import Limits, Rollout
 from tunekit.recipe.types import (
     LEFT_OUT,
     MAX_COUNT,
@@ -179,7 +181,7 @@ class Train(Section):
     learning_rate: Derived[Annotated[float, Field(gt=0, le=10)]] = Field(
         default=LEFT_OUT,
         description="Peak learning rate. Derived, with an adapter and without: sft 2e-4, 2e-5; dpo and kto 5e-5, "
-        "1e-6; reward 1e-4, 1e-5.",
+        "1e-6; reward 1e-4, 1e-5; ppo, grpo and rloo 2e-5, 1e-6.",
     )
     num_train_epochs: Derived[Annotated[float, Field(gt=0, le=1e6)]] = Field(
         default=LEFT_OUT, description="Passes over the training rows. Derived: sft 3, else 1."
@@ -234,8 +236,10 @@ class Eval(Section):
     tasks_at: Literal["ends", "evaluations"] = Field(
         default="ends", description="evaluations: the tasks are also measured at each evaluation in between."
     )
-    metric_for_best_model: Text = Field(
-        default="eval_loss", description="Metric that decides which checkpoint is best."
+    metric_for_best_model: Derived[Text] = Field(
+        default=LEFT_OUT,
+        description="Metric that decides which checkpoint is best. Derived: eval_loss, of ppo, grpo and rloo "
+        "eval_reward.",
     )
     greater_is_better: Derived[bool] = Field(
         default=LEFT_OUT, description="Direction of that metric. Derived: false for loss and perplexity, else true."
@@ -254,7 +258,7 @@ class Save(Section):
 
 
 class Recipe(Section):
-    stage: Derived[Literal["sft", "reward", "dpo", "kto"]] = Field(
+    stage: Derived[Literal["sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo"]] = Field(
         default=LEFT_OUT,
         description="What is trained for. Derived: the command, else what objective.loss is for, else sft.",
     )
@@ -265,6 +269,17 @@ class Recipe(Section):
     )
     data: Data = Field(description="The rows, and which of their tokens are trained.")
     objective: Objective = Field(default=Objective(), description="What is optimised; sft has nothing to choose.")
+    rewards: Annotated[list[Reward], Field(min_length=1)] | None = Field(
+        default=None,
+        description="What answers are rewarded for, added up; for ppo, grpo and rloo (one reward model: reward_model).",
+    )
+    rollout: Rollout = Field(default=Rollout(), description="How the policy is asked; for ppo, grpo and rloo.")
+    value_model: PathText | None = Field(
+        default=None,
+        description="What estimates the return in ppo. null: a head on the policy; adapter: a head on an adapter of "
+        "its own beside the policy's; or a reward model that a separate value model starts from.",
+    )
+    limits: Limits = Field(default=Limits(), description="What ends a run that goes wrong; for ppo, grpo and rloo.")
     train: Train = Field(default=Train(), description="How the weights are updated.")
     eval: Eval = Field(default=Eval(), description="How and when held-out rows are measured.")
     gate: Annotated[dict[Text, Condition], Field(min_length=1)] | None = Field(

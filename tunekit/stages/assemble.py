@@ -73,7 +73,7 @@ def trained_model(recipe: Recipe, base: Base, engine: Engine, task_type: str = "
 
 def finish_policy(recipe: Recipe, base: Base, rows: Rows, policy: Policy) -> None:
     """Tries the layouts of `policy` on rows of the run. Raises `RecipeError` where packing is asked and not safe."""
-    policy.prove(rows.examples, pairs=recipe.stage in ("dpo", "reward"))
+    policy.prove(rows.examples, pairs=recipe.stage not in ("sft", "kto"))
     if recipe.data.packing and not policy.flat:
         raise RecipeError(
             f"data.packing: true: packed examples would see each other in {base.location.name}",
@@ -186,6 +186,7 @@ def flat_values(recipe: Recipe) -> dict[str, Any]:
 # The keys of a recipe that may not change between a checkpoint and the run that continues it; and see `_contract`.
 KEPT = (
     *("model.", "adapter.", "freeze", "objective.", "train.", "eval.metric_for_best_model"),
+    *("rewards", "rollout.", "value_model"),
     *("data.packing", "data.max_length", "data.overlong", "data.streaming", "data.shuffle_buffer"),
 )
 
@@ -201,7 +202,7 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
     values = {key: value for key, value in flat_values(recipe).items() if key.startswith(KEPT)}
     shares = shares_of(recipe)
-    del values["train.logging_steps"]
+    del values["train.logging_steps"], values["rollout.samples_steps"]
     return {
         **values,
         "model.revision": base_model["revision"],

@@ -25,7 +25,7 @@ from tunekit.models.reference import with_reference
 from tunekit.models.tiny_random import shrunk
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
-from tunekit.stages import dpo, kto, reward, sft
+from tunekit.stages import dpo, grpo, kto, ppo, reward, rloo, sft
 from tunekit.stages.assemble import make_training
 from tunekit.stages.base import Base, find_base
 from tunekit.stages.read import read_rows
@@ -37,9 +37,10 @@ from tunekit.train.step import backward, update
 
 log = logging.getLogger("tunekit")
 
-STAGES = {each.name: each for each in (sft.STAGE, dpo.STAGE, kto.STAGE, reward.STAGE)}
+STAGES = {each.STAGE.name: each.STAGE for each in (sft, dpo, kto, reward, ppo, grpo, rloo)}
 STEPS = 2
 STEP_TOKENS = 8192  # of each step, or its first row: more would only take longer
+TINY_ANSWER = 8  # tokens
 TINY_RANK = 8  # some initialisations take no rank above the width of the layer
 T = TypeVar("T")
 
@@ -182,9 +183,13 @@ def _steps(found: _Found) -> str:
 def _try(recipe: Recipe, tiny: Base, rows: Rows, folder: Path, allow_code: bool) -> list[float]:
     engine, stage = Engine(), STAGES[recipe.stage]
     objective, policy = stage.objective(recipe, allow_code), stage.policy(recipe, tiny, rows, engine)
+    if stage.online is not None:
+        rows = stage.online(recipe, policy, tiny, rows, folder, allow_code).rows
     unknown = {"revision": None, "sha256": None}
     run = make_training(recipe, rows, policy, objective, lambda poll: {}, engine, unknown, folder)
-    batches = [policy.batch(_first(step.micro_batches)) for step in itertools.islice(run.loader.steps(0), STEPS)]
+    batches = [
+        policy.batch(_first(step.micro_batches)) for step in itertools.islice(run.loader.steps(0, lambda: None), STEPS)
+    ]
     if objective.needs_reference:
         batches = [with_reference(policy, batch) for batch in batches]
     losses = []
@@ -212,7 +217,14 @@ def _for_tiny(recipe: Recipe) -> Recipe:
     adapter = adapter.model_copy(update={"start_from": None, "r": min(adapter.r, TINY_RANK), "target_modules": targets})
     if freeze is not None:
         freeze = freeze.model_copy(update={"layers": (0,) if freeze.layers else ()})
-    return recipe.model_copy(update={"adapter": adapter, "freeze": freeze})
+    rollout = recipe.rollout.model_copy(
+        update={"num_prompts": 2, "max_new_tokens": TINY_ANSWER, "engine": "builtin", "base_url": None}
+    )
+    objective = recipe.objective
+    if objective.mask_truncated_completions:  # a random model ends none by itself
+        objective = objective.model_copy(update={"mask_truncated_completions": False})
+    parts = {"adapter": adapter, "freeze": freeze, "rollout": rollout, "objective": objective}
+    return recipe.model_copy(update=parts)
 
 
 PARTS: dict[str, Callable[[_Found], str]] = {

@@ -39,7 +39,11 @@ def training_report(result: dict[str, Any]) -> str:
         f"{speed}{result['seconds']:.0f} s in all\n"
         f"model: {result['paths']['model']} (reloaded by a fresh process, "
         f"{'reward' if result['stage'] == 'reward' else 'logit'} difference {result['reload_difference']:.3g})\n"
-        f"loss curve: {result['paths']['loss_curve']}"
+        + "\n".join(
+            f"{name.replace('_', ' ')}: {result['paths'][name]}"
+            for name in ("loss_curve", "reward_curve", "samples")
+            if name in result["paths"]
+        )
     )
     return rendered(parts)
 

@@ -28,7 +28,7 @@ def make_scorer(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Score
     return scorer
 
 
-STAGE = Stage("reward", "pairs", objective, make_scorer, write_reward_model)
+STAGE = Stage("reward", "pairs", objective, make_scorer, write=write_reward_model)
 
 
 def run(resolved: Resolved, datasets: Datasets | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tunekit.data.rows import Conversation, Prompt, Tokens
 from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
 from tunekit.models.load import context_length
+from tunekit.recipe.losses import ONLINE
 from tunekit.recipe.schema import Recipe, Source
 from tunekit.stages.base import Base
 
@@ -77,7 +78,16 @@ def question(
     rank: int = 0,
     world_size: int = 1,
 ) -> Question:
-    data, context = recipe.data, context_length(base.location)
+    data, context, online = recipe.data, context_length(base.location), recipe.stage in ONLINE
+    if online and context is not None:  # what the answer leaves for its prompt
+        longest, whole = recipe.rollout.max_new_tokens, context
+        context = whole - longest
+        if context < 1:
+            raise RecipeError(
+                f"rollout.max_new_tokens: {longest}: the model {base.location.name} was made for {whole} tokens, "
+                "prompt included",
+                "Lower it.",
+            )
     if data.max_length is not None and context is not None and data.max_length > context:
         raise RecipeError(
             f"data.max_length: {data.max_length}: the model {base.location.name} was made for {context} tokens",
@@ -86,8 +96,8 @@ def question(
     return Question(
         recipe,
         base,
-        train=readings(data.train, datasets),
-        held_out=readings(data.eval or (), datasets),
+        train=readings(data.train, datasets, online),
+        held_out=readings(data.eval or (), datasets, online),
         rendering=Rendering(**data.model_dump(include={"loss_on", "system", "system_mode", "reasoning"}), date=day),
         context=context,
         max_length=data.max_length or context or sys.maxsize,
@@ -97,9 +107,11 @@ def question(
     )
 
 
-def readings(given: Sequence[Source], datasets: Datasets | None) -> list[Reading]:
-    """What is read of sources, and as what."""
-    return [Reading(find_source(each, datasets), each.format, each.columns, part) for part, each in enumerate(given)]
+def readings(given: Sequence[Source], datasets: Datasets | None, asks: bool = False) -> list[Reading]:
+    """What is read of sources, and as what: with `asks` only what is asked in their rows."""
+    return [
+        Reading(find_source(each, datasets), each.format, each.columns, part, asks) for part, each in enumerate(given)
+    ]
 
 
 def find_source(source: Source, datasets: Datasets | None = None) -> sources.RowSource:
@@ -130,6 +142,8 @@ def held_out_prompts(asked: Question, held_out: Prepared | None) -> list[Prompt]
         return []
     rows = held_out.tokens
     first = np.unique(rows.items, return_index=True)[1]
+    if rows.kind == "prompts":
+        return [row for i in sorted(first) if isinstance(row := rows.row(int(i)), Prompt)]
     read = (best_answer(rows.row(int(i))) for i in sorted(first))
     return prompts_of([row for row in read if row is not None], asked.rendering)
 

@@ -32,6 +32,7 @@ from tunekit.stages.assemble import (
 )
 from tunekit.stages.base import Base, continued, find_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
+from tunekit.stages.online import SAMPLES_FILE, Online
 from tunekit.stages.preflight import check_offline
 from tunekit.stages.read import read_rows
 from tunekit.stages.reference import add_reference
@@ -39,9 +40,10 @@ from tunekit.stages.rows import Datasets, Rows, readings, reusable
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
-from tunekit.train.loop import Evaluate, Training, load_parameters, record, train, try_longest_batch
+from tunekit.train.health import Health, Watch
+from tunekit.train.loop import Training, load_parameters, record, train, try_longest_batch
 from tunekit.train.optim import make_optimizer
-from tunekit.train.report import plot_losses, read_metrics
+from tunekit.train.report import plot_curve, read_metrics
 from tunekit.train.signals import StopRequest
 
 log = logging.getLogger("tunekit")
@@ -52,7 +54,7 @@ class Stage:
     """One kind of training.
 
     name: of its command;  kind: of its rows;  objective: (recipe, whether the user's own code may run) -> objective
-    policy: what is trained
+    policy: what is trained;  online: of a stage whose answers the policy writes, what makes rows of them
     write: the artefact, (recipe, training, base, rows, folder, facts, card) -> what `result` gets
     """
 
@@ -60,6 +62,7 @@ class Stage:
     kind: str
     objective: Callable[[Recipe, bool], Objective]
     policy: Callable[[Recipe, Base, Rows, Engine], Policy] = make_policy
+    online: Callable[[Recipe, Policy, Base, Rows, Path, bool], Online] | None = None
     write: Callable[[Recipe, Training, Base, Rows, Path, dict[str, Any], str], dict[str, Any]] = write_language_model
 
 
@@ -96,8 +99,16 @@ def run(
         passport = base_passport(base, policy)
         if objective.needs_reference:
             add_reference(recipe, policy, objective, rows, passport)
-        evaluate = _evaluation(recipe, policy, objective, base, rows, measured)
+        if stage.online is None:
+            evaluate = evaluation(recipe, policy, objective, base, rows)
+            watch: Watch = Health()
+        else:
+            made = stage.online(recipe, policy, base, rows, folder, allow_code)
+            rows, evaluate, watch = made.rows, made.evaluate, made.watch
+        if recipe.eval.tasks_at == "evaluations":
+            evaluate = tasks.beside(evaluate, measured, recipe, policy, base)
         training = make_training(recipe, rows, policy, objective, evaluate, engine, passport, folder)
+        training.health = watch
         _try_longest_batch(recipe, training)
         resume(training, start)
         if start is not None:
@@ -120,15 +131,6 @@ def run(
             engine.close()
         tasks.check_gates(recipe, measured, result)
     return result
-
-
-def _evaluation(
-    recipe: Recipe, policy: Policy, objective: Objective, base: Base, rows: Rows, measured: Sequence[FoundTask]
-) -> Evaluate:
-    evaluate = evaluation(recipe, policy, objective, base, rows)
-    if recipe.eval.tasks_at == "evaluations":
-        return tasks.beside(evaluate, measured, recipe, policy, base)
-    return evaluate
 
 
 def _try_longest_batch(recipe: Recipe, training: Training) -> None:
@@ -183,7 +185,7 @@ def _finish(
         licence=licence_of(base.location),
     )
     result |= stage.write(recipe, training, base, rows, folder, facts, card)
-    plot_losses(read_metrics(training.metrics.path), folder / "loss.png")
+    plot_curve(read_metrics(training.metrics.path), folder, "loss" if stage.online is None else "reward")
     if sample is not None and (prompt := sample_prompt(training.policy, base, rows)) is not None:
         result["sample"] = {
             "prompt": last_turn(prompt),
@@ -197,6 +199,7 @@ def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str,
     """How far the run came, also when it failed."""
     state = training.state
     paths = {"model": folder / "model", "metrics": training.metrics.path, "loss_curve": folder / "loss.png"}
+    paths |= {"reward_curve": folder / "reward.png", "samples": folder / SAMPLES_FILE}
     paths |= {"checkpoints": training.checkpoints, "adapter": folder / "adapter", "base": folder / "base"}
     return {
         "before": {name: value for name, value in state.before.items() if name not in ("sample", "tasks")},

@@ -46,3 +46,7 @@ class Engine:
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, on every rank."""
         return self.accelerator.reduce(values, reduction="sum")
+
+    def max(self, values: Tensor) -> Tensor:
+        """Largest over ranks, on every rank."""
+        return self.accelerator.gather(values.reshape(1, *values.shape)).amax(0)

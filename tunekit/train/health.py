@@ -3,12 +3,19 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 WINDOW = 20  # steps whose mean is looked at
 CHANCE = 0.55  # accuracy below which pairs are told apart by luck
 PATIENCE = 3 * WINDOW  # steps after which chance is no longer the beginning
 LEAST_DROP = 0.01  # of the mean reward of chosen answers between two windows
 LARGE_MARGIN = 20.0  # sigmoid(-20) = 2e-9: what is beyond it no longer moves the loss
+
+
+class Watch(Protocol):
+    """Looks at the figures of each step, yields what is to be said of them, and raises `Diverged` to end the run."""
+
+    def look(self, step: int, metrics: dict[str, float]) -> Iterator[str]: ...
 
 
 @dataclass

@@ -26,7 +26,7 @@ from tunekit.objectives.objective import Objective
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
 from tunekit.train.folder import out_of_memory
-from tunekit.train.health import Health
+from tunekit.train.health import Health, Watch
 from tunekit.train.report import MetricsFile, ProgressLine
 from tunekit.train.rng import rng_state, set_rng_state
 from tunekit.train.signals import StopRequest
@@ -88,7 +88,7 @@ class Training:
     metrics: MetricsFile
     checkpoints: Path
     contract: dict[str, Any]
-    health: Health = field(default_factory=Health)
+    health: Watch = field(default_factory=Health)
     state: RunState = field(default_factory=RunState)
 
 
@@ -103,13 +103,19 @@ def train(run: Training, stop: StopRequest) -> None:
     """
     module = run.engine.prepare(run.policy)
     state, num_steps = run.state, run.loader.num_steps
+
+    def poll() -> None:
+        if stop.received is not None:
+            save(run, required=True)
+            raise stop.error(f"step {state.step} was the last and is saved; continue with resume=auto")
+
     with stop.deferred(), ProgressLine(num_steps, state.step, run.schedule.logging_steps) as progress:
         if state.evaluation_due:
             _finish_step(run, stop)
-        for step, micro_batches, epoch, ends_epoch in run.loader.steps(start=state.step):
+        started = time.perf_counter()
+        for step, micro_batches, epoch, ends_epoch, gauges in run.loader.steps(state.step, poll):
             if state.stopped_early:
                 break
-            started = time.perf_counter()
             run.policy.train()  # whatever came before this step (evaluation, generation) left it in evaluation mode
             batches = [run.policy.batch(rows) for rows in micro_batches]
             result = backward(module, run.objective, batches, run.engine)
@@ -125,11 +131,13 @@ def train(run: Training, stop: StopRequest) -> None:
             state.evaluation_due = run.schedule.evaluation_due(step, ends_epoch, num_steps)
             values = asdict(result)
             values |= values.pop("metrics")
-            record(run, {**values, "lr": lr, "epoch": epoch, "seconds": seconds, "tokens": state.num_tokens})
-            for warning in run.health.look(step, result.metrics):
+            values |= {**gauges, "lr": lr, "epoch": epoch, "seconds": seconds, "tokens": state.num_tokens}
+            record(run, values)
+            for warning in run.health.look(step, result.metrics | gauges):
                 log.warning("step %d: %s", step, warning)
-            progress.advance(step, result.loss, result.num_tokens, seconds)
+            progress.advance(step, {"loss": result.loss, **gauges}, result.num_tokens, seconds)
             _finish_step(run, stop)
+            started = time.perf_counter()
 
 
 def try_longest_batch(run: Training, spare: Optimizer) -> None:
@@ -203,10 +211,8 @@ def _evaluate(run: Training, stop: StopRequest) -> bool:
     state.evaluation_due, state.evaluated = False, values
     if not values:
         return False
-    if not math.isfinite(values["eval_loss"]):
-        raise Diverged(
-            f"step {state.step}: held-out loss {values['eval_loss']}: not finite", "Lower train.learning_rate."
-        )
+    if not math.isfinite(loss := values.get("eval_loss", 0.0)):
+        raise Diverged(f"step {state.step}: held-out loss {loss}: not finite", "Lower train.learning_rate.")
     record(run, values)
     log.info("step %d  %s", state.step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     metric = values[schedule.metric_for_best_model]

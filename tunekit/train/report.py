@@ -14,6 +14,9 @@ from tunekit.train.folder import replace_text
 log = logging.getLogger("tunekit")
 
 
+SHOWN = ("loss", "reward", "kl", "length")
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, each with its `step`."""
 
@@ -54,6 +57,7 @@ class ProgressLine:
         self.tokens = 0
         self.seconds = 0.0
         self.steps = 0
+        self.shown: dict[str, float] = {}
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
         console = Console(stderr=True)
         self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
@@ -69,28 +73,30 @@ class ProgressLine:
     ) -> None:
         self.bar.stop()
 
-    def advance(self, step: int, loss: float, num_tokens: int, seconds: float) -> None:
-        """`num_tokens` in `seconds` of the step just done."""
+    def advance(self, step: int, values: dict[str, float], num_tokens: int, seconds: float) -> None:
+        """`num_tokens` in `seconds` of the step just done; of its `values` those in `SHOWN`, or when they last came."""
         self.tokens += num_tokens
         self.seconds += seconds
         self.steps += 1
-        text = f"loss {loss:.4f}  {self.tokens / self.seconds:,.0f} tokens/s"
+        self.shown |= {name: values[name] for name in SHOWN if name in values}
+        said = "  ".join(f"{name} {value:.4f}" for name, value in self.shown.items())
+        text = f"{said}  {self.tokens / self.seconds:,.0f} tokens/s"
         self.bar.update(self.task, completed=step, text=text)
         if self.bar.disable and (step % self.logging_steps == 0 or step == self.total):
             left = self.seconds / self.steps * (self.total - step)
             log.info("step %d/%d  %s  ETA %d:%02d", step, self.total, text, left // 60, left % 60)
 
 
-def plot_losses(rows: list[dict[str, Any]], picture: Path) -> None:
-    """Draws training loss and held-out loss over steps from the rows of a `metrics.jsonl`."""
+def plot_curve(rows: list[dict[str, Any]], folder: Path, value: str) -> None:
+    """Draws `value`, in training and held out, over steps from the rows of a `metrics.jsonl`: `value.png`."""
     from matplotlib.figure import Figure  # half a second to import: only at the end of a run
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+    for key, label, style in ((value, "training", "-"), (f"eval_{value}", "held out", "o-")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a trained token)")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a trained token)" if value == "loss" else value)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    figure.savefig(folder / f"{value}.png", dpi=120)

@@ -42,15 +42,19 @@ def backward(policy: nn.Module, objective: Objective, batches: Sequence[Batch], 
     kl = estimate_kl(policy, batches, engine) if objective.needs_kl else 0.0
     loss_sum = torch.zeros((), device=engine.device)
     metrics: dict[str, Tensor] = {}
+    maxima: dict[str, Tensor] = {}
     for batch in batches:
         terms = objective.terms(policy(batch), batch, kl)
         # The mean that data parallelism takes becomes a sum again.
         (terms.loss_sum * (engine.world_size / weight)).backward()
         loss_sum += terms.loss_sum.detach()
         add_metrics(metrics, terms.metrics)
+        for name, value in terms.maxima.items():
+            maxima[name] = torch.maximum(maxima.get(name, value), value)
     means = mean_metrics({name: engine.sum(value) for name, value in metrics.items()}) | (
         {"kl": kl} if objective.needs_kl else {}
     )
+    means |= {name: float(engine.max(value)) for name, value in maxima.items()}
     return StepResult(float(engine.sum(loss_sum)) / weight, num_tokens, trained, weight, metrics=means)
 
 

@@ -1,0 +1,216 @@
+"""The built-in engine: the policy writes its own answers, in batches, with the arithmetic of training.
+
+A prompt goes through the model once for all its answers; answers that are done leave the batch. Where the flat layout
+is not safe on a model (see models/policy.py), transformers' `generate` writes them.
+
+Axes: A answers in the batch, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunekit.models.attention import segment_inputs
+from tunekit.models.generate import sampling_options
+from tunekit.models.key_values import KeyValues
+from tunekit.models.lora import as_trained
+from tunekit.models.policy import Policy
+from tunekit.rollout.samples import Completion, Sampling
+
+LEAVING = 0.25  # share of the batch that is done before the others are moved together
+
+
+class Builtin:
+    """Samples from the policy in this process, `batch_size` answers at a time."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.policy: Policy | None = None
+
+    def sync(self, policy: Policy, step: int) -> None:
+        self.policy = policy
+
+    def close(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+        poll: Callable[[], None] = lambda: None,
+    ) -> list[list[Completion]]:
+        """As the protocol says. Prompts of similar length share a batch, so that little of it is padding."""
+        policy = self.policy
+        assert policy is not None
+        policy.eval()
+        generator = torch.Generator(policy.causal.device).manual_seed(seed)
+        answers = [
+            i for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for _ in range(num_generations)
+        ]
+        found: list[list[Completion]] = [[] for _ in prompts]
+        with (
+            as_trained(policy.model),
+            torch.autocast(policy.causal.device.type, policy.dtype, enabled=policy.autocast),
+        ):
+            for start in range(0, len(answers), self.batch_size):
+                chunk = answers[start : start + self.batch_size]
+                write = _write if policy.flat else _generate
+                for i, completion in zip(chunk, write(policy, prompts, chunk, sampling, generator, poll), strict=True):
+                    found[i].append(completion)
+        return found
+
+
+@dataclass
+class _Answers:
+    """What was drawn of A answers: `(A, max_new_tokens)` each, and how many of the columns count."""
+
+    ids: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+    lengths: Tensor
+    ended: Tensor
+
+    def completions(self) -> Iterator[Completion]:
+        for row, length in enumerate(self.lengths.tolist()):
+            ids, logprobs, entropies = (each[row, :length] for each in (self.ids, self.logprobs, self.entropies))
+            yield Completion(
+                ids.cpu().numpy().astype(np.int32),
+                logprobs.cpu().numpy(),
+                bool(self.ended[row]),
+                entropies.cpu().numpy(),
+            )
+
+
+def _write(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    chunk: Sequence[int],
+    sampling: Sampling,
+    generator: torch.Generator,
+    poll: Callable[[], None],
+) -> Iterator[Completion]:
+    """Answers to the prompts with the numbers `chunk`, in order."""
+    device, size = policy.causal.device, (len(chunk), sampling.max_new_tokens)
+    drawn = _Answers(
+        torch.zeros(size, dtype=torch.long, device=device),
+        torch.zeros(size, device=device),
+        torch.zeros(size, device=device),
+        torch.full(size[:1], sampling.max_new_tokens, device=device),
+        torch.zeros(size[:1], dtype=torch.bool, device=device),
+    )
+    different = sorted(set(chunk), key=lambda i: len(prompts[i]))
+    lengths = [len(prompts[i]) for i in different]
+    place = {prompt: number for number, prompt in enumerate(different)}
+    prompt_of = [place[i] for i in chunk]
+    cache = KeyValues(lengths, prompt_of, device)
+    ids = torch.tensor([token for i in different for token in prompts[i]], device=device)
+    lasts = torch.tensor(lengths, device=device).cumsum(0) - 1
+    head = policy.head_weight if policy.chunked_head else None
+    logits = _logits(policy, head, ids, segment_inputs(lengths, device) | {"cache": cache}, lasts)[prompt_of]
+    active = torch.arange(len(chunk), device=device)  # which answer each row of the batch is
+    ends = torch.tensor(sorted(sampling.ends), dtype=torch.long, device=device)
+    for column in range(sampling.max_new_tokens):
+        poll()
+        tokens, logprobs, entropies = draw(logits, sampling, generator)
+        drawn.ids[active, column], drawn.logprobs[active, column] = tokens, logprobs
+        drawn.entropies[active, column] = entropies
+        ending = torch.isin(tokens, ends) & ~drawn.ended[active]
+        drawn.ended[active[ending]], drawn.lengths[active[ending]] = True, column + 1
+        going = torch.nonzero(~drawn.ended[active]).squeeze(1)
+        if len(going) == 0 or column + 1 == sampling.max_new_tokens:
+            break
+        if len(going) <= (1 - LEAVING) * len(active):
+            cache.keep(going)
+            active, tokens = active[going], tokens[going]
+        layout = {"position_ids": cache.positions[None], "use_cache": False, "cache": cache}
+        cache.advance()
+        logits = _logits(policy, head, tokens, segment_free(layout, device))
+    return drawn.completions()
+
+
+def segment_free(layout: dict[str, object], device: torch.device) -> dict[str, object]:
+    """`layout` with the mask that transformers takes for prepared (see `segment_inputs`)."""
+    return {**layout, "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)}
+
+
+def _logits(
+    policy: Policy, head: Tensor | None, ids: Tensor, layout: dict[str, object], at: Tensor | None = None
+) -> Tensor:
+    """`(A, V)` in fp32 of the tokens of a flat row, or of those at the positions `at`."""
+    if head is None:
+        output = policy.causal(ids[None], logits_to_keep=0 if at is None else at, **layout)
+        return output.logits[0].float()
+    hidden = policy.causal.base_model(ids[None], **layout).last_hidden_state[0]
+    return ((hidden if at is None else hidden[at]).to(head.dtype) @ head.T).float()
+
+
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A token for each row of `logits (A, V)`, its log-probability, and the entropy of what it was drawn from, `(A,)`.
+
+    Temperature 0 takes the likeliest; its log-probability is that of the plain softmax.
+    """
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    logprobs = torch.log_softmax(_cut(logits, sampling), -1)
+    probs = logprobs.exp()
+    if sampling.temperature > 0:
+        below = probs.cumsum(-1, dtype=torch.float64)
+        # 1 - u is above 0, so that no token of probability 0 at the beginning is drawn.
+        place = 1 - torch.rand(len(logits), 1, dtype=torch.float64, generator=generator, device=logits.device)
+        tokens = torch.searchsorted(below, place * below[:, -1:]).squeeze(1)
+    else:
+        tokens = logits.argmax(-1)
+    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1), torch.special.entr(probs).sum(-1)
+
+
+def _cut(logits: Tensor, sampling: Sampling) -> Tensor:
+    """`logits` with minus infinity outside of the likeliest `top_k` and of the nucleus `top_p`."""
+    if sampling.top_k:
+        least = logits.topk(min(sampling.top_k, logits.shape[1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # of the tokens likelier than each
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
+
+
+def _generate(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    chunk: Sequence[int],
+    sampling: Sampling,
+    generator: torch.Generator,
+    poll: Callable[[], None],
+) -> Iterator[Completion]:
+    """The same by transformers' `generate`, which does not say log-probabilities of what it draws."""
+    poll()
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+    longest = max(len(prompts[i]) for i in chunk)
+    ids = torch.full((len(chunk), longest), policy.pad_id)
+    mask = torch.zeros(len(chunk), longest, dtype=torch.long)
+    for row, i in enumerate(chunk):
+        ids[row, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+        mask[row, longest - len(prompts[i]) :] = 1
+    options = sampling_options(sampling.temperature, sampling.top_p)
+    if sampling.temperature > 0:
+        options["top_k"] = sampling.top_k
+    device = policy.causal.device
+    output = policy.causal.generate(  # type: ignore[operator]
+        ids.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=sorted(sampling.ends) or None,
+        pad_token_id=policy.pad_id,
+        **options,
+    )
+    for new in output[:, longest:].cpu().numpy().astype(np.int32):
+        at = np.flatnonzero(np.isin(new, list(sampling.ends)))
+        yield Completion(new[: at[0] + 1] if len(at) else new, None, bool(len(at)))

@@ -1,0 +1,227 @@
+"""What the stages share whose answers the policy writes itself: PPO, GRPO, RLOO."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunekit.data.examples import Examples
+from tunekit.data.plan import Plan
+from tunekit.data.rows import Prompt
+from tunekit.models.actor import Actor, Value, reference_of
+from tunekit.models.adapter_roles import is_adapted
+from tunekit.models.policy import Policy
+from tunekit.recipe.schema import Recipe
+from tunekit.rollout.advantages import Method
+from tunekit.rollout.builtin import Builtin
+from tunekit.rollout.collect import Asked, Collector, Rollout, response
+from tunekit.rollout.loader import RolloutLoader
+from tunekit.rollout.openai import OpenAIEndpoint
+from tunekit.rollout.rewards import check_prompts, make_rewards, score
+from tunekit.rollout.samples import Sampler, Sampling
+from tunekit.rollout.vllm import VllmServer
+from tunekit.rollout.watch import RolloutWatch
+from tunekit.stages.assemble import compute_dtype, end_at_terminators, finish_policy, trained_model
+from tunekit.stages.base import Base
+from tunekit.stages.rows import Rows
+from tunekit.train.engine import Engine
+from tunekit.train.loop import Evaluate
+
+log = logging.getLogger("tunekit")
+
+# Nats a token by which log-probabilities of sampling and training may differ, from products of other shapes.
+SAMPLING_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+SAMPLES = 5  # answers shown at a time
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Online:
+    """The parts of a run that are other ones than where rows are given: rows with their loader, evaluation, watch."""
+
+    rows: Rows
+    evaluate: Evaluate
+    watch: RolloutWatch
+
+
+def make_actor(recipe: Recipe, base: Base, rows: Rows, engine: Engine, value: Callable[..., Value] | None) -> Actor:
+    """The language model as in other stages, once it is tried, with the head that `value` makes (None: none)."""
+    actor = Actor(trained_model(recipe, base, engine), compute_dtype(recipe, engine), base.tokenizer.pad_token_id)
+    end_at_terminators(actor, base, rows)
+    finish_policy(recipe, base, rows, actor)
+    actor.act(
+        temperature=recipe.rollout.temperature,
+        entropy=bool(recipe.objective.entropy_coef),
+        value=None if value is None else value(recipe, base, actor, engine),
+    )
+    return actor
+
+
+def prepare(
+    recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, method: Method, coefficient: float, code: bool
+) -> Online:
+    """Rollouts in place of rows. `coefficient`: of the divergence from the reference;  `code`: the user's may run."""
+    assert isinstance(policy, Actor) and rows.train_examples is not None
+    objective, rollout = recipe.objective, recipe.rollout
+    rewards = make_rewards([each.model_dump() for each in recipe.rewards or ()], allow_code=code)
+    prompts = asked_of(rows.train_examples)
+    check_prompts(rewards, [each.prompt for each in prompts])
+    sampling = Sampling(
+        rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k, terminators_of(policy)
+    )
+    passes = (objective.num_ppo_epochs or objective.num_iterations or 1, objective.num_mini_batches or 1)
+    needed = coefficient > 0 or objective.kl_target is not None or is_adapted(policy.model)
+    collector = Collector(
+        actor=policy,
+        sampler=_sampler(recipe, base, folder),
+        tokenizer=base.tokenizer,
+        rewards=rewards,
+        method=method,
+        reference=reference_of(policy) if needed else None,
+        sampling=sampling,
+        num_generations=rollout.num_generations,
+        batch_size=recipe.eval.per_device_eval_batch_size,
+        failures=recipe.limits.reward_failures,
+        keeps_old=passes != (1, 1) or recipe.stage == "ppo" or (recipe.stage == "rloo" and coefficient > 0),
+        leaves_out_cut=bool(objective.mask_truncated_completions),
+        missing_eos_penalty=objective.missing_eos_penalty or 0.0,
+    )
+    plain = rollout.top_p == 1 and not rollout.top_k
+    if not plain:
+        log.info("rollout.top_p and top_k cut the distribution that answers are drawn from: it is not the trained one")
+    watch = RolloutWatch(
+        kl=recipe.limits.kl if needed else None,
+        entropy=recipe.limits.entropy,
+        update_kl=recipe.limits.update_kl,
+        sampling=SAMPLING_BOUND.get(policy.dtype) if plain else None,
+    )
+    loader = _loader(recipe, prompts, collector, rows, passes, watch)
+    loader.seen = _show_samples(recipe, folder)
+    held_out = [] if rows.held_out_examples is None else asked_of(rows.held_out_examples)
+    check_prompts(rewards, [each.prompt for each in held_out])
+    return Online(replace(rows, loader=loader), evaluation(collector, held_out, recipe), watch)
+
+
+def asked_of(examples: Examples) -> list[Asked]:
+    found = []
+    for i in range(len(examples)):
+        row, tokens = examples.rows.row(i), examples.rows[i]
+        assert isinstance(row, Prompt)
+        found.append(Asked(row, tokens.ids, tokens.part))
+    return found
+
+
+def terminators_of(policy: Policy) -> frozenset[int]:
+    ends = policy.causal.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _sampler(recipe: Recipe, base: Base, folder: Path) -> Sampler:
+    rollout = recipe.rollout
+    if rollout.engine == "builtin":
+        return Builtin(rollout.batch_size)
+    assert rollout.base_url is not None
+    if rollout.engine == "openai":
+        return OpenAIEndpoint(rollout.base_url, rollout.served_model, base.tokenizer)
+    adapted = recipe.adapter.type == "lora"
+    return VllmServer(rollout.base_url, rollout.served_model, "adapter" if adapted else "reload", folder / "served")
+
+
+def _loader(
+    recipe: Recipe,
+    prompts: list[Asked],
+    collector: Collector,
+    rows: Rows,
+    passes: tuple[int, int],
+    watch: RolloutWatch,
+) -> RolloutLoader:
+    assert rows.train_examples is not None
+    settings = recipe.train
+    order = Plan(
+        lengths=rows.train_examples.lengths,
+        batch_size=recipe.rollout.num_prompts,
+        accumulation=1,
+        epochs=settings.num_train_epochs,
+        max_steps=None,
+        seed=settings.seed,
+        sampling=settings.sampling,
+    )
+    num_steps = settings.max_steps or order.num_steps * passes[0] * passes[1]
+    log.info(
+        "%d prompts x %d answers a rollout, %d optimizer steps on each, %d steps in all",
+        min(recipe.rollout.num_prompts, len(prompts)),
+        collector.num_generations,
+        passes[0] * passes[1],
+        num_steps,
+    )
+    return RolloutLoader(
+        prompts=prompts,
+        plan=replace(order, max_steps=2**31),  # rollouts that are left early, or asked again, take more prompts
+        collector=collector,
+        passes=passes[0],
+        mini_batches=passes[1],
+        batch_size=settings.per_device_train_batch_size,
+        seed=settings.seed,
+        num_steps=num_steps,
+        terminators=rows.loader.terminators,
+        dynamic=bool(recipe.objective.dynamic_sampling),
+        moved=watch.moved,
+    )
+
+
+def evaluation(collector: Collector, held_out: list[Asked], recipe: Recipe) -> Evaluate:
+    """The likeliest answers to held-out prompts, rewarded: mean, standard deviation, each source, length, endings."""
+    sampling = replace(collector.sampling, temperature=0.0, top_p=1.0, top_k=0)
+
+    def evaluate(poll: Callable[[], None]) -> dict[str, float]:
+        if not held_out:
+            return {}
+        collector.sampler.sync(collector.actor, -1)
+        found = collector.sampler.sample([each.ids.tolist() for each in held_out], 1, sampling, 0, poll)
+        completions = [answers[0] for answers in found]
+        responses = [response(collector.tokenizer, *each) for each in zip(held_out, completions, strict=True)]
+        scores = score(collector.rewards, responses, poll=poll, limit=collector.failures)
+        total = scores.total[scores.valid]
+        values = {"eval_reward": float(total.mean()), "eval_reward_std": float(total.std())}
+        if len(scores.values) > 1:
+            values |= {f"eval_reward_{name}": float(each[scores.valid].mean()) for name, each in scores.values.items()}
+        values["eval_length"] = sum(each.num_tokens for each in responses) / len(responses)
+        values["eval_ended"] = sum(each.ended for each in responses) / len(responses)
+        return values
+
+    return evaluate
+
+
+def _show_samples(recipe: Recipe, folder: Path) -> Callable[[int, Rollout], None]:
+    """Every so many steps five answers with their rewards, in the log and in `samples.jsonl`."""
+    last: list[int] = []
+
+    def show(step: int, rollout: Rollout) -> None:
+        if last and step - last[0] < recipe.rollout.samples_steps:
+            return
+        last[:] = [step]
+        count = len(rollout.responses)
+        chosen = [count * i // SAMPLES for i in range(min(SAMPLES, count))]
+        with (folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            for i in chosen:
+                each = rollout.responses[i]
+                rewards = {name: _finite(values[i]) for name, values in rollout.scores.values.items()}
+                row = asdict(each) | {"step": step, "reward": _finite(rollout.scores.total[i]), "rewards": rewards}
+                del row["rendered"]
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                log.info("sample, step %d: reward %.3f: %s", step, rollout.scores.total[i], _line(each.text))
+
+    return show
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value == value else None
+
+
+def _line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 160 else text[:160] + " ..."
