@@ -62,7 +62,7 @@ def _losses() -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "null" if value is None else f"{value:g}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool | str) else f"{value:g}"
 
 
 def _default(field: Any) -> str:

@@ -59,7 +59,7 @@ def test_null_as_the_length_is_no_limit_and_not_the_default_of_trl() -> None:
         ("optim", "muon", "train.optim", "adamw_torch"),
         ("optim", "adamw_torch_4bit", "train.optim", "adamw_torch"),
         ("learning_rate", -1, "train.learning_rate", None),
-        ("metric_for_best_model", "eval_accuracy", "eval.metric_for_best_model", "eval_loss"),
+        ("metric_for_best_model", "eval_accuracy", "eval.metric_for_best_model", None),
         ("save_steps", 0.5, "save.steps", 100),
     ],
 )

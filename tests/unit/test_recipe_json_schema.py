@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.forms import EXTENDS, SYNONYMS
+from tunekit.recipe.forms import SECTIONS as OTHER_NAMES
 from tunekit.recipe.hints import SECTIONS
 from tunekit.recipe.json_schema import json_schema, json_schema_text
 from tunekit.recipe.load import load
@@ -113,7 +114,7 @@ def test_what_must_be_there_may_come_from_a_base() -> None:
 
 
 def test_synonyms_are_keys_but_not_beside_the_other_name() -> None:
-    values = {"activation_checkpointing": True, "start_from": "new", "loss": "ipo"}
+    values = {"activation_checkpointing": True, "start_from": "new", "loss": "ipo", "max_new_tokens": 5}
     for (section, theirs), (_, ours) in SYNONYMS.items():
         value = values.get(ours, 0.5)
         VALIDATOR.validate({**GOOD, section: {theirs: value}})
@@ -124,14 +125,15 @@ def test_every_key_has_its_description_and_every_optional_one_its_default() -> N
     for section, model in SECTIONS.items():
         if section == "data.eval":
             continue  # the items of data.train once more
-        node = SCHEMA if not section else SCHEMA["$defs"]["Source" if section == "data.train" else section.title()]
+        named = {"data.train": "Source", "rewards": "Reward"}.get(section, section.title())
+        node = SCHEMA["$defs"][named] if section else SCHEMA
         assert node["additionalProperties"] is False
         for name, field in model.model_fields.items():
             found = node["properties"][name]
             assert found["description"] == field.description
             if not field.is_required() and name not in SECTIONS:
                 assert found["default"] == json.loads(json.dumps(field.default))
-    assert set(SCHEMA["properties"]) == {*SECTIONS[""].model_fields, EXTENDS}
+    assert set(SCHEMA["properties"]) == {*SECTIONS[""].model_fields, *OTHER_NAMES, EXTENDS}
 
 
 def test_no_object_takes_keys_that_it_does_not_name_but_a_mapping_of_columns_and_the_gates() -> None:

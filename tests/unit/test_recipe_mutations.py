@@ -58,10 +58,10 @@ def mutants(text: str) -> Iterator[tuple[str, int, str, str]]:
 
 
 def named(message: str, meant: str) -> bool:
-    if f"did you mean {meant}?" in message or re.search(rf"did you mean [\w.]+\.{meant}\?", message):
+    if f"did you mean {meant}?" in message or re.search(rf"did you mean .*\b{meant}\b.*\?", message):
         return True
     keys = message.rpartition("has the keys ")[2].split(", ")
-    return len(meant) == 1 and meant in keys
+    return len(meant) <= 2 and meant in keys
 
 
 def check(text: str, number: int, meant: str, slip: str) -> None:

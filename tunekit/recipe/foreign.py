@@ -144,7 +144,7 @@ RENAMED = {
     },
     "data.system_mode": {"axolotl": "drop_system_message"},
     "stage": {"axolotl": "rl", "ms-swift": "rlhf_type"},
-    "objective": {"other tools": "dpo kto orpo simpo rm reward"},
+    "objective": {"other tools": "dpo kto orpo simpo rm"},
     "objective.loss": {"LLaMA-Factory": "pref_loss", "axolotl": "dpo_loss_type"},
     "objective.beta": {"axolotl": "rl_beta dpo_beta orpo_alpha", "LLaMA-Factory": "pref_beta"},
     "objective.label_smoothing": {"LLaMA-Factory": "dpo_label_smoothing", "axolotl": "dpo_label_smoothing_factor"},

@@ -12,7 +12,7 @@ NO_QUANTISATION = (
     "could take an adapter only"
 )
 ONLY_DTYPES = "model.dtype takes bfloat16 or float32 only"
-NO_RL = "this version has the stages sft, reward, dpo and kto, no PPO and no GRPO"
+NO_RL = "online RL has the stages ppo, grpo and rloo here, with the sections rewards, rollout and objective"
 OWN_REFERENCE = "the reference is the model that training starts from"
 ONE_REFERENCE = "what the reference says is computed once, before training"
 NO_UPLOAD = "nothing is uploaded; output_dir/model is an ordinary model folder that any uploader takes"
@@ -45,9 +45,8 @@ MISSING = [
     ("TRL", NO_METHOD, "use_weighting ld_alpha f_divergence_type f_alpha_divergence_coef"),
     ("LLaMA-Factory", NO_METHOD, "pref_bco_weight"),
     ("TRL", "a model's own dropout stays; that of the adapter is adapter.dropout", "disable_dropout"),
-    ("LLaMA-Factory", NO_RL, "reward_model reward_model_type ppo_epochs ppo_target"),
-    ("TRL", NO_RL, "reward_model_path reward_model_name_or_path reward_funcs num_generations use_vllm sft_model_path"),
-    ("TRL", NO_RL, "max_completion_length"),
+    ("LLaMA-Factory", NO_RL, "reward_model_type ppo_epochs ppo_target"),
+    ("TRL", NO_RL, "reward_model_path reward_model_name_or_path reward_funcs use_vllm sft_model_path"),
     ("other tools", NO_RL, "ppo grpo rlhf"),
     ("other tools", OWN_REFERENCE, "ref_model ref_model_name_or_path ref_adapter_name sync_ref_model"),
     ("TRL", OWN_REFERENCE, "ref_model_mixup_alpha ref_model_sync_steps"),

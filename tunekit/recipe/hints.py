@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from tunekit.recipe.foreign import FOREIGN, IN_SECTION, VALUES, Foreign
 from tunekit.recipe.forms import EXTENDS, SYNONYMS
+from tunekit.recipe.forms import SECTIONS as OTHER_NAMES
 from tunekit.recipe.parse import KeyPath, dotted
 from tunekit.recipe.schema import Recipe
 
@@ -41,7 +42,7 @@ def _likeness(key: str, name: str) -> float:
 def keys_of(section: str) -> list[str]:
     """The keys that the section may have; "" is the recipe itself."""
     model = SECTIONS.get(section)
-    return [*(model.model_fields if model else ()), *([EXTENDS] if not section else [])]
+    return [*(model.model_fields if model else ()), *([EXTENDS, *OTHER_NAMES] if not section else [])]
 
 
 def is_key(path: KeyPath) -> bool:
@@ -80,8 +81,9 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
         near = get_close_matches(name.lower(), own, 1, LEAST_LIKENESS + 0.2)
         or_here = f"; or did you mean {prefix}{near[0]}?" if near else ""
         return f"unknown key here; it belongs at {' or '.join(map(_items, owners))}{or_here}", owners[0]
-    if close := get_close_matches(name.lower(), own, 1, LEAST_LIKENESS):
-        return f"unknown key; did you mean {prefix}{close[0]}?", prefix + close[0]
+    if close := get_close_matches(name.lower(), own, 2, LEAST_LIKENESS):
+        alike = [each for each in close if _likeness(each, name) == _likeness(close[0], name)]
+        return f"unknown key; did you mean {' or '.join(prefix + each for each in alike)}?", prefix + close[0]
     likeness, nearest = max((_likeness(name, leaf), owner) for leaf in _leaf_names() for owner in owners_of(leaf))
     if likeness >= LEAST_LIKENESS + 0.1:
         return f"unknown key; did you mean {_items(nearest)}?", nearest

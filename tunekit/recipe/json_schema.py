@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from tunekit.recipe.forms import EXTENDS, SHORT_FORMS, SYNONYMS
+from tunekit.recipe.forms import EXTENDS, SECTIONS, SHORT_FORMS, SYNONYMS
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.types import PATH_SCHEMA
 
@@ -34,6 +34,7 @@ def json_schema() -> dict[str, Any]:
     sections: dict[str, Any] = schema["$defs"]
     top = schema["properties"]
     _take_sources_as_text(sections["Data"]["properties"])
+    _take_rewards_as_text(top)
     for (section, theirs), (_, ours) in SYNONYMS.items():
         keys = sections[section.title()]
         keys["properties"][theirs] = keys["properties"][ours] | {"description": f"The same as {ours}."}
@@ -67,6 +68,16 @@ def _take_sources_as_text(data: dict[str, Any]) -> None:
         others = [part for part in data[name].get("anyOf", []) if part is not listed]
         about = {key: value for key, value in data[name].items() if key in ("description", "default")}
         data[name] = {**about, "anyOf": [PATH_SCHEMA, items, *others]}
+
+
+def _take_rewards_as_text(top: dict[str, Any]) -> None:
+    """One reward, or its name or path, is short for a list; the section has another name too."""
+    one = {"anyOf": [PATH_SCHEMA, {"$ref": "#/$defs/Reward"}]}
+    listed = {"type": "array", "items": one, "minItems": 1}
+    about = {key: value for key, value in top["rewards"].items() if key in ("description", "default")}
+    for name in ("rewards", *(theirs for theirs, ours in SECTIONS.items() if ours == "rewards")):
+        same = about if name == "rewards" else {"description": "The same as rewards."}
+        top[name] = {**same, "anyOf": [*one["anyOf"], listed, {"type": "null"}]}
 
 
 def _without_titles(node: Any) -> Any:

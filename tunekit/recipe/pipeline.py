@@ -24,7 +24,7 @@ from tunekit.recipe.losses import DEFAULT
 from tunekit.recipe.override import override
 from tunekit.recipe.parse import Document, KeyPath, Place, Problem, parse
 from tunekit.recipe.read import read_text
-from tunekit.recipe.references import nearest, refer
+from tunekit.recipe.references import is_inside, nearest, refer
 from tunekit.recipe.types import as_path
 
 NAME, RECIPE, OUTPUT = "name", "recipe", "output_dir"
@@ -80,7 +80,7 @@ def load_pipeline(path: str | PathLike[str], overrides: Sequence[str] = ()) -> P
         if recipe is not None:
             stages.append(Stage(name, with_origins(part, recipe, derived), needs))
     whole = reduce(lambda lines, part: {**lines, **part.lines}, parts, document.lines)
-    _raise(Document(None, {}, whole), problems or list(_same_folder(document, output_dir, folders, parts)))
+    _raise(Document(None, {}, whole), problems or list(_same_folder(output_dir, folders, parts)))
     return Pipeline(fspath(path), output_dir, tuple(stages))
 
 
@@ -114,8 +114,10 @@ def _shape(document: Document) -> Iterator[Problem]:
         each for each in document.problems if not any(each.path[:1] == (k,) and len(each.path) > n for k, n in inside)
     )
     for key in value.keys() - set(KEYS):
-        near = nearest(key, KEYS)
-        yield _problem(document, (key,), f"unknown key{near}; a pipeline has the keys {', '.join(KEYS)}", at_key=True)
+        listed = f"; a pipeline has the keys {', '.join(KEYS)}"
+        if not place_of(document, (key,)).line:
+            listed += f"; what is of one stage begins with {STAGES}.NAME, what is of all with defaults"
+        yield _problem(document, (key,), f"unknown key{nearest(key, KEYS)}{listed}", at_key=True)
     if OUTPUT not in value:
         yield _problem(document, (OUTPUT,), "is missing. Folder of the pipeline, with one in it for each stage.")
     elif wrong := refusal((OUTPUT,), value[OUTPUT]):
@@ -230,16 +232,14 @@ def _take_name(part: Document, name: str) -> set[str]:
     return {"stage"}
 
 
-def _same_folder(
-    document: Document, output_dir: str, folders: dict[str, str], parts: list[Document]
-) -> Iterator[Problem]:
-    """Stages that would write into each other's folders."""
-    seen = {"the pipeline": os.path.abspath(output_dir)}
+def _same_folder(output_dir: str, folders: dict[str, str], parts: list[Document]) -> Iterator[Problem]:
+    """Stages that would write into each other's folders, or in place of the pipeline."""
+    seen: dict[str, str] = {}
     for (name, folder), part in zip(folders.items(), parts, strict=True):
-        own = os.path.abspath(os.path.expanduser(folder))
-        for other, theirs in seen.items():
-            inside = own == theirs or theirs.startswith(own + os.sep)
-            if inside or (other != "the pipeline" and own.startswith(theirs + os.sep)):
-                message = f"{shown(folder)} of {name}: is the folder of {other}, or one of the two holds the other"
-                yield _problem(part, (OUTPUT,), message)
-        seen[name] = own
+        others = [other for other, theirs in seen.items() if is_inside(folder, theirs) or is_inside(theirs, folder)]
+        if is_inside(output_dir, folder):
+            others.append("the pipeline")
+        for other in others:
+            message = f"{shown(folder)}: {name} and {other} would write into the same folder, or one into the other's"
+            yield _problem(part, (OUTPUT,), message)
+        seen[name] = folder

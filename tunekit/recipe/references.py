@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import AfterValidator
@@ -19,28 +21,29 @@ BARE = re.compile(r"\$(\w[\w-]*)")
 
 
 def refer(part: Document, name: str, names: list[str], folders: dict[str, str]) -> tuple[str, ...]:
-    """Puts the folders of earlier stages in place of what refers to them; the names of these stages.
+    """Puts the folders of earlier stages in place of what refers to them; the names of the stages that are used.
 
-    A reference that leads nowhere becomes a problem of the document.
+    A reference that leads nowhere becomes a problem of the document. A folder that is written out is used as well.
     """
     needs: list[str] = []
     for path, value in list(leaves(part.value)):
-        if not isinstance(value, str) or "$" not in value or not _takes_path(path):
+        if not isinstance(value, str) or not _takes_path(path):
             continue
-        for wanted in REFERENCE.findall(value):
-            if wanted in folders:
-                needs.append(wanted)
-            else:
-                reason = _unknown(wanted, name, names, list(folders))
-                part.problems.append(Problem(path, place_of(part, path).of_value, f"{shown(value)}: {reason}"))
+        wrong = [_unknown(each, name, names, list(folders)) for each in REFERENCE.findall(value) if each not in folders]
         if (bare := BARE.search(value)) and bare[1] in names:
-            part.problems.append(
-                Problem(
-                    path, place_of(part, path).of_value, f"{shown(value)}: write ${{{bare[1]}}} for the stage's output"
-                )
-            )
-        _put(part.value, path, REFERENCE.sub(lambda match: folders.get(match[1], match[1]), value))
+            wrong.append(f"write ${{{bare[1]}}} for what that stage leaves")
+        spot = place_of(part, path).of_value
+        part.problems += [Problem(path, spot, f"{shown(value)}: {reason}") for reason in wrong]
+        written = REFERENCE.sub(lambda match: folders.get(match[1], match[1]), value)
+        _put(part.value, path, written)
+        needs += [each for each, folder in folders.items() if is_inside(written, folder)]
     return tuple(dict.fromkeys(needs))
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether `path` is the folder or lies in it."""
+    inner, outer = (Path(os.path.abspath(os.path.expanduser(each))) for each in (path, folder))
+    return inner.is_relative_to(outer)
 
 
 def _unknown(wanted: str, name: str, names: list[str], earlier: list[str]) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from tunekit.recipe.conflict import Conflict
@@ -43,16 +43,24 @@ def known_reward(value: str) -> str:
     raise PydanticCustomError("reward", "must be one of {expected}, or a function as path/to/file.py:name", names)
 
 
+FUNCTION_SCHEMA = {"anyOf": [{"enum": list(REWARDS)}, {"type": "string", "pattern": rf"^{USERS_OWN.pattern}$"}]}
+WEIGHT_SCHEMA = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER, "not": {"const": 0}}
+Function = Annotated[str, AfterValidator(known_reward), WithJsonSchema(FUNCTION_SCHEMA)]
+Weight = Annotated[
+    float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER), AfterValidator(not_zero), WithJsonSchema(WEIGHT_SCHEMA)
+]
+
+
 class Reward(Section):
     model: PathText | None = Field(
         default=None,
         description="A reward model, which reads prompt and answer, or with label a classifier of the answer.",
     )
-    function: Annotated[str, AfterValidator(known_reward)] | None = Field(
+    function: Function | None = Field(
         default=None,
         description="A reward by name, or a function of yours as path/to/file.py:name, which needs --allow-code.",
     )
-    weight: Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER), AfterValidator(not_zero)] = Field(
+    weight: Weight = Field(
         default=1.0, description="Factor of this reward in the sum; a negative one punishes."
     )
     label: Text | None = Field(default=None, description="Label of the classifier whose probability is the reward.")

@@ -139,8 +139,8 @@ def _not_online(recipe: Recipe, stage: str) -> Iterator[Conflict]:
 def _online(recipe: Recipe, stage: str) -> Iterator[Conflict]:
     rollout, train, objective = recipe.rollout, recipe.train, recipe.objective
     if recipe.rewards is None:
-        message = f"is missing: stage {stage} needs to know what answers are rewarded for; add rewards: out/reward (a "
-        yield Conflict("rewards", ("rewards", "stage"), message + "reward model) or rewards: number_match (a function)")
+        message = f"is missing: stage {stage} asks what answers are rewarded for; add reward_model: out/reward, or "
+        yield Conflict("rewards", ("rewards", "reward_model", "stage"), message + "rewards: number_match (a function)")
     yield from reward_conflicts(recipe.rewards or ())
     for name in ("gradient_accumulation_steps", "global_batch_size"):
         if getattr(train, name) is not None:

@@ -445,8 +445,8 @@ WITHOUT_COUNTERPART = [
     ("deepspeed", "transformers", "trains in one process"),
     ("fsdp", "transformers", "trains in one process"),
     ("distributed", "other tools", "trains in one process"),
-    ("ppo", "other tools", "no PPO and no GRPO"),
-    ("reward_model", "LLaMA-Factory", "sft, reward, dpo and kto"),
+    ("ppo", "other tools", "the stages ppo, grpo and rloo"),
+    ("reward_model_type", "LLaMA-Factory", "the stages ppo, grpo and rloo"),
     ("ref_model", "other tools", "the reference is the model that training starts from"),
     ("push_to_hub", "transformers", "nothing is uploaded"),
     ("hub_model_id", "transformers", "nothing is uploaded"),
@@ -472,7 +472,7 @@ WITHOUT_COUNTERPART = [
 DPO = BASE + "stage: dpo\n"
 # What does not go with the stage or the loss.
 STAGES: dict[str, Case] = {
-    "an unknown stage": Case(BASE + "stage: ppo\n", (":5:8", "must be 'sft', 'reward', 'dpo' or 'kto'")),
+    "an unknown stage": Case(BASE + "stage: grpo2\n", (":5:8", "must be 'sft', 'reward', 'dpo', 'kto', 'ppo',")),
     "a reward model by its short name": Case(BASE + "stage: rm\n", ("did you mean reward?",)),
     "a stage that is a loss": Case(BASE + "stage: simpo\n", ("write dpo, and objective: the loss",)),
     "another tool's word for the stage": Case(BASE + "rl: dpo\n", ("what axolotl calls rl is stage here",)),
@@ -483,7 +483,7 @@ STAGES: dict[str, Case] = {
     "an unknown loss in a list": Case(BASE + "objective: {loss: [ipo, hing]}\n", (":5:25", "did you mean hinge?")),
     "no loss": Case(BASE + "objective: {loss: []}\n", ("a list with at least one item",)),
     "a key of no loss": Case(BASE + "objective: {bta: 0.1}\n", ("did you mean objective.beta?",)),
-    "a beta of zero": Case(DPO + "objective: {beta: 0}\n", (":6:19", "greater than 0")),
+    "a beta of zero": Case(DPO + "objective: {beta: 0}\n", (":6:19", "must be above 0 with these losses")),
     "every second label wrong": Case(DPO + "objective: {label_smoothing: 0.5}\n", ("less than 0.5",)),
     "a key of another loss": Case(
         BASE + "objective: {loss: ipo, gamma: 1}\n", ("has no effect with loss ipo, which takes beta", "simpo")

@@ -51,8 +51,9 @@ def _refuse(document: Document, key: str) -> NoReturn:
 
 def _axolotl(draft: Draft, document: Document) -> None:
     raw = document.value
-    if raw.get("reward_model") is True:
+    if isinstance(raw.get("reward_model"), bool):
         draft.done.add("reward_model")
+    if raw.get("reward_model") is True:
         draft.put("stage", "reward", "reward_model", True)
     if not raw.get("rl"):
         return
