@@ -46,9 +46,7 @@ def known_reward(value: str) -> str:
 FUNCTION_SCHEMA = {"anyOf": [{"enum": list(REWARDS)}, {"type": "string", "pattern": rf"^{USERS_OWN.pattern}$"}]}
 WEIGHT_SCHEMA = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER, "not": {"const": 0}}
 Function = Annotated[str, AfterValidator(known_reward), WithJsonSchema(FUNCTION_SCHEMA)]
-Weight = Annotated[
-    float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER), AfterValidator(not_zero), WithJsonSchema(WEIGHT_SCHEMA)
-]
+Weight = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER), AfterValidator(not_zero), WithJsonSchema(WEIGHT_SCHEMA)]
 
 
 class Reward(Section):
@@ -60,9 +58,7 @@ class Reward(Section):
         default=None,
         description="A reward by name, or a function of yours as path/to/file.py:name, which needs --allow-code.",
     )
-    weight: Weight = Field(
-        default=1.0, description="Factor of this reward in the sum; a negative one punishes."
-    )
+    weight: Weight = Field(default=1.0, description="Factor of this reward in the sum; a negative one punishes.")
     label: Text | None = Field(default=None, description="Label of the classifier whose probability is the reward.")
     extract: Text | None = Field(
         default=None,

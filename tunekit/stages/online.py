@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tunekit.rollout.vllm import VllmServer
 from tunekit.rollout.watch import RolloutWatch
 from tunekit.stages.assemble import compute_dtype, end_at_terminators, finish_policy, trained_model
 from tunekit.stages.base import Base
+from tunekit.stages.reward_model import reward_model
 from tunekit.stages.rows import Rows
 from tunekit.train.engine import Engine
 from tunekit.train.loop import Evaluate
@@ -67,7 +69,8 @@ def prepare(
     """Rollouts in place of rows. `coefficient`: of the divergence from the reference;  `code`: the user's may run."""
     assert isinstance(policy, Actor) and rows.train_examples is not None
     objective, rollout = recipe.objective, recipe.rollout
-    rewards = make_rewards([each.model_dump() for each in recipe.rewards or ()], allow_code=code)
+    settings = [each.model_dump() for each in recipe.rewards or ()]
+    rewards = make_rewards(settings, allow_code=code, model=partial(reward_model, recipe, policy, base))
     prompts = asked_of(rows.train_examples)
     check_prompts(rewards, [each.prompt for each in prompts])
     sampling = Sampling(

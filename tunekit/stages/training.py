@@ -40,7 +40,6 @@ from tunekit.stages.rows import Datasets, Rows, readings, reusable
 from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
-from tunekit.train.health import Health, Watch
 from tunekit.train.loop import Training, load_parameters, record, train, try_longest_batch
 from tunekit.train.optim import make_optimizer
 from tunekit.train.report import plot_curve, read_metrics
@@ -97,18 +96,15 @@ def run(
         rows = read_rows(recipe, base, kind=stage.kind, datasets=datasets, day=day, **place)
         policy = stage.policy(recipe, base, rows, engine)
         passport = base_passport(base, policy)
+        online = stage.online and stage.online(recipe, policy, base, rows, folder, allow_code)
         if objective.needs_reference:
             add_reference(recipe, policy, objective, rows, passport)
-        if stage.online is None:
-            evaluate = evaluation(recipe, policy, objective, base, rows)
-            watch: Watch = Health()
-        else:
-            made = stage.online(recipe, policy, base, rows, folder, allow_code)
-            rows, evaluate, watch = made.rows, made.evaluate, made.watch
+        evaluate = online.evaluate if online else evaluation(recipe, policy, objective, base, rows)
         if recipe.eval.tasks_at == "evaluations":
             evaluate = tasks.beside(evaluate, measured, recipe, policy, base)
+        rows = online.rows if online else rows
         training = make_training(recipe, rows, policy, objective, evaluate, engine, passport, folder)
-        training.health = watch
+        training.health = online.watch if online else training.health
         _try_longest_batch(recipe, training)
         resume(training, start)
         if start is not None:
