@@ -36,7 +36,21 @@ def chats(count: int = 20) -> list[dict[str, Any]]:
     return [{"messages": [*pair["prompt"], *pair["chosen"]]} for pair in pairs(count)]
 
 
-ROWS = {"sft": chats, "dpo": pairs, "kto": labelled, "reward": pairs}
+def questions(count: int = 20) -> list[dict[str, Any]]:
+    """The prompts of the conversations, each with its number as the answer."""
+    return [{"prompt": pair["prompt"], "answer": str(i)} for i, pair in enumerate(pairs(count))]
+
+
+ONLINE = ("ppo", "grpo", "rloo")
+ROWS = {"sft": chats, "dpo": pairs, "kto": labelled, "reward": pairs, **dict.fromkeys(ONLINE, questions)}
+
+
+# Rewards that answers of random bytes differ in.
+ASKED = {
+    "rewards": "[{function: regex, pattern: '[a-z]'}, {function: length, target: 4, weight: 0.5}]",
+    "rollout": "{num_prompts: 4, num_generations: 4, max_new_tokens: 8}",
+    "limits": "{kl: null}",
+}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -56,6 +70,7 @@ def write_recipe(folder: Path, stage: str, **lines: str) -> Path:
         f"eval: {write_rows(folder / 'eval.jsonl', rows[:4])}}}",
         "train": "{max_steps: 4, per_device_train_batch_size: 2, learning_rate: 0.01}",
         "output_dir": str(folder / "out"),
+        **(ASKED if stage in ONLINE else {}),
         **lines,
     }
     path = folder / f"{stage}.yaml"

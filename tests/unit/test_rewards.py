@@ -2,16 +2,21 @@
 
 import json
 import logging
+import socket
+import time
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from trl.rewards import accuracy_reward, think_format_reward
 
 from tunekit.data.rows import Prompt
 from tunekit.errors import DataError, RecipeError
 from tunekit.recipe.load import load_text
-from tunekit.rollout.rewards import check_prompts, make_rewards, score
+from tunekit.rollout.rewards import check_prompts, functions, make_rewards, score
 from tunekit.rollout.samples import Response
 
 KEYS = ("model", "label", "extract", "pattern", "target", "schema_path")
@@ -45,6 +50,13 @@ def value(function: str, response: Response, **keys: Any) -> float:
         ("8 apples... or 9?", "8", 0),
         ("0.1", "0.10000000001", 1),
         ("the answer is 3/4 of 8", "8", 1),
+        ("The answer is 3/4.", "0.75", 1),
+        ("The answer is 1/4.", "3/4", 0),
+        ("1234567", "1234568", 0),
+        ("42", "42.0", 1),
+        ("3", "$3", 1),
+        ("#### $1,234.50\nIs that right? 7", "1,234.5", 1),
+        ("5/0", "5", 0),
     ],
 )
 def test_numbers_are_compared_as_numbers(text: str, gold: str, expected: float) -> None:
@@ -79,6 +91,8 @@ def test_a_reward_of_one_answer(function: str, text: str, gold: str, keys: dict[
         ('{"age": 3', 0),
         ("three", 0),
         ("[" * 20000, 0),
+        ('{"age": 3, "weight": NaN}', 0),
+        ('```\n{"age": 3}\n```\nor\n```\nno\n```', 1),
     ],
 )
 def test_json_is_held_to_its_schema(tmp_path: Path, text: str, expected: float) -> None:
@@ -102,6 +116,8 @@ def test_tool_calls_are_compared_by_name_and_arguments() -> None:
     assert value("tool_call_match", answer(right, gold)) == 1
     assert value("tool_call_match", answer(right.replace("2", "3"), gold)) == 0
     assert value("tool_call_match", answer("3", gold)) == 0
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: ValueError: tool_call_match: the reference 'none' is no call"):
+        value("tool_call_match", answer(right, "none"))
 
 
 def test_code_runs_apart_and_within_limits() -> None:
@@ -109,9 +125,64 @@ def test_code_runs_apart_and_within_limits() -> None:
     good = "Sure:\n```python\ndef double(x):\n    return 2 * x\n```"
     assert value("code", answer(good, tests)) == 1
     assert value("code", answer(good.replace("2 *", "3 *"), tests)) == 0
-    network = "```python\nimport socket\nsocket.create_connection(('127.0.0.1', 9))\ndef double(x): return 2 * x\n```"
-    assert value("code", answer(network, tests)) == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        call = f"import socket\nsocket.create_connection(('127.0.0.1', {port}))"
+        socket.create_connection(("127.0.0.1", port)).close()  # which works where nothing keeps it from working
+        assert value("code", answer(f"```python\n{call}\ndef double(x): return 2 * x\n```", tests)) == 0
     assert value("code", answer("```python\nimport sys; sys.exit(0)\n```", tests)) == 0
+
+
+def test_code_without_end_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functions, "run_code", partial(functions.run_code, seconds=1.0))
+    started = time.monotonic()
+    assert value("code", answer("```python\nwhile True: pass\n```", "assert True")) == 0
+    assert 0.9 < time.monotonic() - started < 8
+
+
+def test_numbers_are_found_however_they_are_written() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        number = Decimal(int(random.integers(-(10**7), 10**7))).scaleb(-int(random.integers(0, 4)))
+        forms = [
+            f"{number}",
+            f"{number:,}",
+            f"So it is {number}.",
+            f"1 and 2, hence #### {number:,}\n9",
+            f"= {number} km",
+        ]
+        for form in forms:
+            assert value("number_match", answer(form, f"{number}")) == 1, form
+            assert value("number_match", answer(form, f"7 - 1 = 6\n#### {number + 1}")) == 0, form
+
+
+def test_numbers_agree_with_those_of_trl() -> None:
+    pytest.importorskip("math_verify")
+    pairs = [("42", "42"), ("1234", "1,234"), ("5", "6"), ("-3", "3"), ("0.75", "0.75"), ("3/4", "0.75")]
+    said = [[{"role": "assistant", "content": f"The answer is $\\boxed{{{text}}}$"}] for text, _ in pairs]
+    theirs = accuracy_reward(said, [f"${gold}$" for _, gold in pairs])
+    assert [value("number_match", answer(f"The answer is {text}", gold)) for text, gold in pairs] == theirs
+
+
+def test_a_format_agrees_with_that_of_trl() -> None:
+    texts = [
+        "<think>\na\nb\n</think>\nc", "<think>a", "a</think>", "<think>a<think>b</think>c", "", "<think></think>",
+        "so <think>a</think>", "\n<think>a</think>",
+    ]  # fmt: skip
+    theirs = think_format_reward([[{"content": text}] for text in texts])
+    pattern = r"\A<think>(?!.*<think>).*?</think>"
+    assert [value("regex", answer(text), pattern=pattern) for text in texts] == theirs
+    assert set(theirs) == {0.0, 1.0}
+
+
+def test_a_schema_of_others_is_not_fetched(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        (tmp_path / "s.json").write_text(json.dumps({"$ref": f"http://127.0.0.1:{server.getsockname()[1]}/s.json"}))
+        with pytest.raises(DataError, match="json_schema failed on 1 of 1 answers"):
+            value("json_schema", answer("3"), schema_path=str(tmp_path / "s.json"))
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 OWN = """
@@ -126,7 +197,16 @@ def anything(text, **facts):
 def broken(text):
     if "bad" in text:
         raise KeyError("bad")
-    return {"none": None, "nan": float("nan"), "inf": float("inf"), "word": "1", "flag": True}.get(text, 1)
+    if text == "exit":
+        raise SystemExit
+    if text == "ctrl-c":
+        raise KeyboardInterrupt
+    odd = {"none": None, "nan": float("nan"), "inf": float("inf"), "word": "1", "huge": 10**400, "flag": True}
+    return odd.get(text, 1)
+
+def named(answer, prompt, **facts):
+    prompt[0]["content"] = "changed"
+    return len(answer) + 10 * len(facts)
 
 def odd(text, *, temperature):
     return 0
@@ -153,7 +233,13 @@ def test_a_function_that_wants_what_no_answer_has_is_refused(own: str) -> None:
         make_rewards([setting(f"{own}:odd")], allow_code=True)
 
 
-@pytest.mark.parametrize("text", ["bad", "none", "nan", "inf", "word"])
+def test_the_text_may_have_any_name_and_the_prompt_is_a_copy(own: str) -> None:
+    response = answer("four", "4")
+    assert score(make_rewards([setting(f"{own}:named")], allow_code=True), [response]).total.tolist() == [4 + 30]
+    assert response.prompt.prompt[0]["content"] == "?"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("text", ["bad", "none", "nan", "inf", "word", "huge", "exit"])
 def test_a_reward_that_fails_is_counted_and_its_answer_left_out(
     own: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,8 +251,37 @@ def test_a_reward_that_fails_is_counted_and_its_answer_left_out(
     assert np.flatnonzero(~scores.valid).tolist() == [7] and np.isnan(scores.total[7])
     assert scores.values["length"][7] == 1
     assert "broken failed on 1 of 30 answers; the first is to rows.jsonl:7" in caplog.text
-    with pytest.raises(DataError, match=r"broken failed on 1 of 30 answers; the first is to rows\.jsonl:7"):
-        score(rewards, responses, limit=0.03)
+    with pytest.raises(DataError, match=r"broken failed on 2 of 60 answers; the first is to rows\.jsonl:7"):
+        score(rewards, responses, limit=0)
+
+
+def test_ctrl_c_in_a_reward_ends_the_run(own: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score(make_rewards([setting(f"{own}:broken")], allow_code=True), [answer("ctrl-c")])
+
+
+def test_failures_end_the_run_by_their_share_of_the_last_rollouts_once_they_are_more_than_a_few(own: str) -> None:
+    (rewards, good) = (make_rewards([setting(f"{own}:broken")], allow_code=True), [answer("fine") for _ in range(8)])
+    one_of_eight = [*good[:7], answer("bad", row=9)]
+    for _ in range(2):
+        score(rewards, one_of_eight)
+    with pytest.raises(DataError, match=r"failed on 3 of 24 answers; the first is to rows\.jsonl:9: KeyError: 'bad'"):
+        score(rewards, one_of_eight)
+    for _ in range(20):  # forgets what was before
+        score(rewards, good)
+    score(rewards, one_of_eight)
+    with pytest.raises(DataError, match="failed on 8 of 8 answers"):
+        score(rewards, [answer("bad")] * 8)
+
+
+def test_a_kind_of_failure_is_said_once(own: str, caplog: pytest.LogCaptureFixture) -> None:
+    rewards = make_rewards([setting(f"{own}:broken")], allow_code=True)
+    responses = [*(answer("fine") for _ in range(98)), answer("bad", row=3), answer("bad", row=4)]
+    for each in (responses, responses, [*responses[:-2], answer("nan", row=5), answer("inf", row=6)]):
+        score(rewards, each)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "failed on 2 of 100 answers; the first is to rows.jsonl:3: KeyError: 'bad'; rows.jsonl:4" in first
+    assert "rows.jsonl:5: it gives nan, and no finite number; rows.jsonl:6" in second
 
 
 def test_a_flag_is_a_number(own: str) -> None:

@@ -1,5 +1,6 @@
-"""Reward models: sequence-classification checkpoints with one output, the reward of a whole text."""
+"""Sequence classification as a judge: reward models, with one output, and classifiers, with labels."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,26 +12,54 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from tunekit.errors import RecipeError
 from tunekit.models.load import default_device, load_tokenizer, locate, resolve_dtype
 
+log = logging.getLogger("tunekit")
+
+
+@dataclass
+class Context:
+    """How many tokens a model reads, None: any number; counts the texts that are longer and says so the first time."""
+
+    name: str
+    tokens: int | None
+    seen: int = 0
+    cut: int = 0
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Context":
+        """Some models have more positions than they can use (RoBERTa), which their tokenizers know."""
+        limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+        known = [each for each in limits if each is not None and 0 < each < 1 << 30]
+        return cls(name, min(known, default=None))
+
+    def look(self, lengths: Sequence[int], lost: str) -> None:
+        before, self.seen = self.cut, self.seen + len(lengths)
+        self.cut += sum(self.tokens is not None and length > self.tokens for length in lengths)
+        if self.cut and not before:
+            log.warning(
+                "model: %s reads %d tokens: of %d of the first %d texts, all longer, it misses the %s (said once)",
+                self.name, self.tokens, self.cut, self.seen, lost,
+            )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RewardModel:
-    """`rewards` of texts, in their order; longer texts are cut at their beginning."""
+    """`rewards` of texts, in their order; longer texts than its context are cut at their beginning."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    batch_size: int = 16
+    batch_size: int
+    context: Context
 
     @torch.no_grad()
     def rewards(self, texts: Sequence[str], poll: Callable[[], None] = lambda: None) -> list[float]:
         """Texts that a chat template rendered, or raw ones; special tokens are not added where they are written."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         bos = self.tokenizer.bos_token
         ids = [
-            self.tokenizer(text, add_special_tokens=bos is None or not text.startswith(bos))["input_ids"][
-                -(limit or 0) :
-            ]
+            self.tokenizer(text, add_special_tokens=bos is None or not text.startswith(bos), verbose=False)["input_ids"]
             for text in texts
         ]
+        self.context.look([len(each) for each in ids], "beginning")
+        ids = [each[-(self.context.tokens or 0) :] for each in ids]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         found = [0.0] * len(ids)
         for start in range(0, len(order), self.batch_size):
@@ -64,16 +93,17 @@ def load_reward_model(name: str, dtype: str = "auto", batch_size: int = 16) -> R
         )  # fmt: skip
         raise RecipeError(f"model: {name} is no reward model: {what}", "A task of kind preference needs one.")
     model.config.pad_token_id = tokenizer.pad_token_id
-    return RewardModel(model.to(device).eval(), tokenizer, batch_size)
+    return RewardModel(model.to(device).eval(), tokenizer, batch_size, Context.of(name, model, tokenizer))
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """`probabilities` of the labels of texts; longer texts are cut at their end."""
+    """`probabilities` of the labels of texts; longer texts than its context are cut at their end."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    context: Context
     batch_size: int = 16
 
     def column(self, label: str) -> int:
@@ -90,14 +120,19 @@ class Classifier:
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str], poll: Callable[[], None] = lambda: None) -> NDArray[np.float64]:
         """`(S, labels)`: softmax, or of a model of several labels at once the logistic of each."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         several = self.model.config.problem_type == "multi_label_classification"
-        found = []
+        limit, found = self.context.tokens, []
         for start in range(0, len(texts), self.batch_size):
             poll()
+            chosen = list(texts[start : start + self.batch_size])
+            lengths = [len(ids) for ids in self.tokenizer(chosen, verbose=False)["input_ids"]]
+            self.context.look(lengths, "end")
+            # A model reads at least one token.
+            read = [text if count else self.tokenizer.eos_token for text, count in zip(chosen, lengths, strict=True)]
             batch = self.tokenizer(
-                list(texts[start : start + self.batch_size]),
+                read,
                 padding=True,
+                padding_side="right",
                 truncation=limit is not None,
                 max_length=limit,
                 return_tensors="pt",
@@ -121,6 +156,10 @@ def load_classifier(name: str, dtype: str = "auto") -> Classifier:
         raise RecipeError(f"rewards: model: {name}: cannot be loaded as a classifier: {error}") from error
     if info["missing_keys"]:
         raise RecipeError(f"rewards: model: {name} is no classifier: its head is missing")
+    if model.config.num_labels == 1 and model.config.problem_type != "multi_label_classification":
+        raise RecipeError(
+            f"rewards: model: {name} is no classifier: it has one output", "It may be a reward model: leave out label."
+        )
     tokenizer = load_tokenizer(location)
     model.config.pad_token_id = tokenizer.pad_token_id
-    return Classifier(name, model.to(device).eval(), tokenizer)
+    return Classifier(name, model.to(device).eval(), tokenizer, Context.of(name, model, tokenizer))

@@ -143,7 +143,7 @@ def _online(recipe: Recipe, stage: str) -> Iterator[Conflict]:
         yield Conflict("rewards", ("rewards", "reward_model", "stage"), message + "rewards: number_match (a function)")
     yield from reward_conflicts(recipe.rewards or ())
     for name in ("gradient_accumulation_steps", "global_batch_size"):
-        if getattr(train, name) is not None:
+        if getattr(train, name) not in (None, 1):  # a recipe that is written out has every key
             message = f"has no effect with stage {stage}, whose steps have rollout.num_prompts x num_generations / "
             keys = (f"train.{name}", "stage")
             yield Conflict(f"train.{name}", keys, message + "num_mini_batches answers; remove it, and set those")

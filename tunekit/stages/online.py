@@ -31,7 +31,9 @@ from tunekit.stages.base import Base
 from tunekit.stages.reward_model import reward_model
 from tunekit.stages.rows import Rows
 from tunekit.train.engine import Engine
+from tunekit.train.folder import replace_text
 from tunekit.train.loop import Evaluate
+from tunekit.train.report import read_metrics
 
 log = logging.getLogger("tunekit")
 
@@ -205,7 +207,9 @@ def _show_samples(recipe: Recipe, folder: Path) -> Callable[[int, Rollout], None
     last: list[int] = []
 
     def show(step: int, rollout: Rollout) -> None:
-        if last and step - last[0] < recipe.rollout.samples_steps:
+        if not last:  # what a run that was killed wrote beyond its checkpoint is written anew
+            _drop_from(step, folder / SAMPLES_FILE)
+        elif step - last[0] < recipe.rollout.samples_steps:
             return
         last[:] = [step]
         count = len(rollout.responses)
@@ -220,6 +224,11 @@ def _show_samples(recipe: Recipe, folder: Path) -> Callable[[int, Rollout], None
                 log.info("sample, step %d: reward %.3f: %s", step, rollout.scores.total[i], _line(each.text))
 
     return show
+
+
+def _drop_from(step: int, path: Path) -> None:
+    kept = [row for row in read_metrics(path) if row["step"] < step]
+    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 def _finite(value: Any) -> float | None:

@@ -161,9 +161,10 @@ def _decide(stage: Stage, state: State, forced: str, running: list[Stage]) -> St
         return Step(stage, "run", changed, forced, inputs)
     if is_done(folder):
         return Step(stage, "run" if forced else "skip", forced or "nothing changed", forced, inputs)
-    if present:
-        return Step(stage, "continue", f"was {UNFINISHED.get(record['status'], record['status'])}", forced, inputs)
-    return Step(stage, "run", "its folder is gone", forced, inputs)
+    if record["status"] == "done" and not present:
+        return Step(stage, "run", "its folder is gone", forced, inputs)
+    was = UNFINISHED.get(record["status"], record["status"])
+    return Step(stage, "continue" if present else "run", f"was {was}", forced, inputs)
 
 
 def is_done(folder: Path) -> bool:

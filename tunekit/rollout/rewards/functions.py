@@ -2,15 +2,18 @@
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator, SchemaError
+from jsonschema import SchemaError
+from jsonschema.validators import Draft202012Validator, validator_for
+from referencing import Registry
 
-from tunekit.errors import RecipeError
-from tunekit.evals.extract import EXTRACT, extractor
+from tunekit.errors import DataError, RecipeError
+from tunekit.evals.extract import EXTRACT, extractor, plain_number
 from tunekit.evals.metrics.metric import Answered
 from tunekit.evals.metrics.text import as_number
 from tunekit.evals.metrics.tool_calls import tool_call_match as calls_match
@@ -20,6 +23,7 @@ from tunekit.rollout.samples import Response
 Rewarding = Callable[[Response], float]
 MAKERS: dict[str, Callable[..., Rewarding]] = {}
 NEEDS_ANSWER = {"exact_match", "number_match", "tool_call_match", "code"}  # of the row
+_FRACTION = re.compile(r"(-?[$0-9,.]*[0-9])\s*/\s*([0-9]+)[^0-9]*\Z")  # with the last number of a text as divisor
 
 
 def reward(make: Callable[..., Rewarding]) -> Callable[..., Rewarding]:
@@ -44,17 +48,29 @@ def exact_match(*, extract: str | None = None) -> Rewarding:
 def number_match(*, extract: str | None = None) -> Rewarding:
     """1 where the number of the answer is that of the row: what follows "####", else the last one.
 
-    As in GSM8K (Cobbe et al. 2021, arXiv:2110.14168), whose whole solution may stand as the answer of the row.
+    As in GSM8K (Cobbe et al. 2021, arXiv:2110.14168), whose whole solution may stand as the answer of the row. The two
+    are equal as numbers, up to one in a billion: 3/4 is 0.75 and $1,234.00 is 1234, but 1234567 is not 1234568.
     """
-    taken = extractor(extract or "gsm8k")
+    taken = None if extract is None else extractor(extract)
 
     def rewarding(response: Response) -> float:
-        said, wanted = as_number(taken(response.text)), as_number(EXTRACT["gsm8k"](_gold(response)))
+        said = _number_of(response.text) if taken is None else as_number(taken(response.text))
+        wanted = _number_of(_gold(response))
         if wanted is None:
             raise ValueError(f"the answer of the row has no number: {_gold(response)[:80]!r}")
-        return float(said is not None and abs(said - wanted) <= 1e-6 * max(1.0, abs(wanted)))
+        return float(said is not None and math.isclose(said, wanted, rel_tol=1e-9))
 
     return rewarding
+
+
+def _number_of(text: str) -> float | None:
+    """What stands behind "####", else the whole text where it is a number, else the last number or fraction in it."""
+    _, marked, behind = text.partition("####")
+    whole = as_number(behind.strip().partition("\n")[0] if marked else text)
+    if whole is not None:
+        return whole
+    fraction = None if marked else _FRACTION.search(text)
+    return as_number(f"{plain_number(fraction[1])}/{fraction[2]}" if fraction else EXTRACT["gsm8k"](text))
 
 
 @reward
@@ -75,21 +91,28 @@ def json_schema(*, schema_path: str) -> Rewarding:
     """1 where the answer, or its first fenced block, is JSON that the schema in the file `schema_path` accepts."""
     try:
         schema = json.loads(Path(schema_path).read_text(encoding="utf-8"))
-        Draft202012Validator.check_schema(schema)
+        kind = validator_for(schema, default=Draft202012Validator)
+        kind.check_schema(schema)
     except (OSError, ValueError, SchemaError) as error:
         reason = error.message if isinstance(error, SchemaError) else str(error)
         raise RecipeError(f"rewards: schema_path: {schema_path}: no JSON schema: {reason}") from None
-    validator = Draft202012Validator(schema)
+    validator = kind(schema, registry=Registry())  # which fetches no schema of others
 
     def rewarding(response: Response) -> float:
         for text in (response.text, EXTRACT["code"](response.text)):
             try:
-                return float(validator.is_valid(json.loads(text)))
+                value = json.loads(text, parse_constant=_refuse_constant)
             except (ValueError, RecursionError):
                 continue
+            return float(validator.is_valid(value))
         return 0.0
 
     return rewarding
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and Infinity, which Python reads and JSON (RFC 8259) does not have."""
+    raise ValueError(f"{name} is no JSON")
 
 
 @reward
@@ -100,7 +123,10 @@ def tool_call_match() -> Rewarding:
         tools = json.loads(response.prompt.tools) if response.prompt.tools else []
         functions = [each.get("function", each) for each in tools]
         answered = Answered(response.text, (_gold(response),), response.text, {"function": functions})
-        return float(calls_match(answered) or 0.0)
+        try:
+            return float(calls_match(answered) or 0.0)
+        except DataError as error:  # of one row: counted as the other failures are
+            raise ValueError(error.message) from error
 
     return rewarding
 
@@ -113,25 +139,21 @@ def code() -> Rewarding:
 
 def of_user(function: Callable[..., Any], name: str) -> Callable[[Response], Any]:
     """A function of the user's own: the text first, and by name those of the facts about it that it takes."""
-    signature = inspect.signature(function)
-    any_name = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
-    known = ("prompt", "answer", "source", "num_tokens", "ended")
-    odd = [
-        each.name
-        for each in list(signature.parameters.values())[1:]
-        if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
-        and each.default is each.empty
-        and each.name not in known
-    ]
+    named = list(inspect.signature(function).parameters.values())
+    text = next((each.name for each in named[:1] if each.kind is each.POSITIONAL_OR_KEYWORD), "")
+    known = [each for each in ("prompt", "answer", "source", "num_tokens", "ended") if each != text]
+    asked = {each.name: each for each in named if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)}
+    odd = [key for key, each in asked.items() if each.default is each.empty and key not in (text, *known)]
     if odd:
         raise RecipeError(
             f"rewards: {name} takes {odd[0]}, which no answer has", f"It may take the text, and {', '.join(known)}."
         )
-    taken = [each for each in known if any_name or each in signature.parameters]
+    every = any(each.kind is each.VAR_KEYWORD for each in named)
+    taken = [key for key in known if every or key in asked]
 
     def rewarding(response: Response) -> Any:
         prompt = response.prompt
-        messages = prompt.prompt if isinstance(prompt.prompt, str) else list(prompt.prompt)
+        messages = prompt.prompt if isinstance(prompt.prompt, str) else [dict(each) for each in prompt.prompt]
         facts = {
             "prompt": messages,
             "answer": prompt.answer,

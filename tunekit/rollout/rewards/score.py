@@ -2,11 +2,10 @@
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,10 @@ from tunekit.rollout.samples import Response
 
 log = logging.getLogger("tunekit")
 
-_SAID: set[tuple[str, str]] = set()
+# Failures that are too few to end a run, whatever share of a small rollout they are; not where the limit is 0.
+FEW = 2
+NAMED = 3  # rows that a warning names
+MAX_SHOWN = 200  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class Scores:
     valid: NDArray[np.bool_]
 
 
+class Problem(NamedTuple):
+    """A failure: the row, its kind (of which there is one warning), and what happened."""
+
+    row: str
+    kind: str
+    text: str
+
+
 def score(
     rewards: Sequence[Source],
     responses: Sequence[Response],
@@ -36,33 +46,40 @@ def score(
     poll: Callable[[], None] = lambda: None,
     limit: float = 0.05,
 ) -> Scores:
-    """The rewards of S answers. Raises `DataError` where one fails on more than the share `limit`, or on all."""
-    values = {}
+    """The rewards of S answers.
+
+    Raises `DataError` where one fails on all of them, or, over the last calls (see `Record`), on more than the share
+    `limit` and on more than `FEW`.
+    """
+    values, total = {}, np.zeros(len(responses))
     for source in rewards:
         found, problems = _judged(source, responses, poll)
+        source.record.add(len(problems), len(responses))
+        _stop(source, problems, len(responses), limit)
+        _warn(source, problems, len(responses))
         values[source.name] = found
-        _say(source, problems, len(responses), limit)
-    total = sum((source.weight * values[source.name] for source in rewards), np.zeros(len(responses)))
+        total += source.weight * found
     return Scores(values, total, ~np.isnan(total))
 
 
 def _judged(
     source: Source, responses: Sequence[Response], poll: Callable[[], None]
-) -> tuple[NDArray[np.float64], list[tuple[str, str]]]:
-    """The values, NaN where there is none, and of each failure the row and what happened."""
+) -> tuple[NDArray[np.float64], list[Problem]]:
+    """The values, NaN where there is none, and the failures."""
     if source.several is not None:
         given: Sequence[Any] = source.several(responses, poll)
     else:
         given = [_one(source, each, poll) for each in responses]
-    values = np.full(len(responses), np.nan)
-    problems = []
+    values, problems = np.full(len(responses), np.nan), []
     for i, value in enumerate(given):
-        if isinstance(value, Exception):
-            problems.append((responses[i].prompt.source, f"{type(value).__name__}: {value}"))
-        elif isinstance(value, Real | np.bool_) and math.isfinite(float(value)):
-            values[i] = float(value)
+        row = responses[i].prompt.source
+        if isinstance(value, BaseException):
+            kind = type(value).__name__
+            problems.append(Problem(row, kind, _short(f"{kind}: {value}")))
+        elif (number := _finite(value)) is not None:
+            values[i] = number
         else:
-            problems.append((responses[i].prompt.source, f"it gives {value!r}, and no finite number"))
+            problems.append(Problem(row, "no number", _short(f"it gives {value!r}, and no finite number")))
     return values, problems
 
 
@@ -73,22 +90,52 @@ def _one(source: Source, response: Response, poll: Callable[[], None]) -> Any:
         return source.one(response)
     except TunekitError:
         raise
-    except Exception as error:  # whatever the user's own function does wrong
+    except (Exception, SystemExit) as error:  # whatever the user's own function does wrong; Ctrl-C is none of that
         return error
 
 
-def _say(source: Source, problems: list[tuple[str, str]], count: int, limit: float) -> None:
-    if not problems:
+def _finite(value: Any) -> float | None:
+    if not isinstance(value, Real | np.bool_):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
+def _stop(source: Source, problems: Sequence[Problem], count: int, limit: float) -> None:
+    failed, seen = source.record.failed, source.record.seen
+    if problems and len(problems) == count:
+        share = f"{count} of {count} answers"
+    elif problems and failed > limit * seen and (failed > FEW or limit == 0):
+        share = f"{failed} of {seen} answers"
+    else:
         return
-    kinds = Counter(text for _, text in problems)
-    row, text = problems[0]
-    said = f"rewards: {source.name} failed on {len(problems)} of {count} answers; the first is to {row}: {text}"
-    if len(problems) == count or len(problems) > limit * count:
-        raise DataError(
-            said,
-            f"Mend the reward or the rows, or raise limits.reward_failures (now {limit:g}) to leave such answers out.",
+    raise DataError(
+        f"rewards: {source.name} failed on {share}; the first is to {problems[0].row}: {problems[0].text}",
+        f"Mend the reward or the rows, or raise limits.reward_failures (now {limit:g}) to leave such answers out.",
+    )
+
+
+def _warn(source: Source, problems: Sequence[Problem], count: int) -> None:
+    """Names the first failures of each kind, once in a run."""
+    for kind in dict.fromkeys(each.kind for each in problems):
+        if kind in source.record.warned:
+            continue
+        source.record.warned.add(kind)
+        (first, *others) = (each for each in problems if each.kind == kind)
+        log.warning(
+            "rewards: %s failed on %d of %d answers; the first is to %s: %s%s; such answers are left out",
+            source.name,
+            1 + len(others),
+            count,
+            first.row,
+            first.text,
+            "".join(f"; {each.row}: {each.text}" for each in others[: NAMED - 1]),
         )
-    for kind in kinds:
-        if (source.name, kind) not in _SAID:
-            _SAID.add((source.name, kind))
-            log.warning("%s", said)

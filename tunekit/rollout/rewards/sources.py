@@ -2,30 +2,45 @@
 
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from tunekit.data.rows import Prompt
 from tunekit.errors import DataError, RecipeError
 from tunekit.evals.code import load_function
-from tunekit.models.reward import Classifier, load_classifier, load_reward_model
+from tunekit.models.reward import load_classifier, load_reward_model
 from tunekit.rollout.rewards.functions import MAKERS, NEEDS_ANSWER, of_user
+from tunekit.rollout.rewards.judges import Judging, Model, by_label, by_model
 from tunekit.rollout.samples import Response
 
 log = logging.getLogger("tunekit")
 
 KEYS = ("extract", "pattern", "target", "schema_path")
+CALLS = 20  # over which failures are counted
 
 
-class Model(Protocol):
-    """`rewards` of rendered texts, in their order."""
+@dataclass
+class Record:
+    """Of each of the last calls how many answers failed and how many there were; the kinds that were warned of."""
 
-    def rewards(self, texts: Sequence[str], poll: Callable[[], None]) -> list[float]: ...
+    calls: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=CALLS))
+    warned: set[str] = field(default_factory=set)
+
+    def add(self, failed: int, seen: int) -> None:
+        self.calls.append((failed, seen))
+
+    @property
+    def failed(self) -> int:
+        return sum(failed for failed, _ in self.calls)
+
+    @property
+    def seen(self) -> int:
+        return sum(seen for _, seen in self.calls)
 
 
 @dataclass(frozen=True)
@@ -35,8 +50,9 @@ class Source:
     name: str
     weight: float
     one: Callable[[Response], Any] | None = None
-    several: Callable[[Sequence[Response], Callable[[], None]], list[float]] | None = None
+    several: Judging | None = None
     needs_answer: bool = False
+    record: Record = field(default_factory=Record)
 
 
 def make_rewards(
@@ -44,30 +60,32 @@ def make_rewards(
     *,
     allow_code: bool,
     model: Callable[[str], Model] = load_reward_model,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Source]:
     """The rewards that a recipe names, each with the keys of `recipe.rewards.Reward`; `model` loads a reward model.
 
+    tokenizer: that of the policy; a reward model with another one reads answers in its own chat template
     Raises `RecipeError` where one cannot be made, or is code that may not run.
     """
-    made = [_source(each, allow_code, model) for each in settings]
+    made = [_source(each, allow_code, model, tokenizer) for each in settings]
     names = [each.name for each in made]
     return [
-        each if names.count(each.name) == 1 else Source(f"{each.name}_{i}", *_rest(each)) for i, each in enumerate(made)
+        each if names.count(each.name) == 1 else replace(each, name=f"{each.name}_{i}") for i, each in enumerate(made)
     ]
 
 
-def _rest(source: Source) -> tuple[Any, ...]:
-    return source.weight, source.one, source.several, source.needs_answer
-
-
-def _source(given: Mapping[str, Any], allow_code: bool, model: Callable[[str], Model]) -> Source:
+def _source(
+    given: Mapping[str, Any],
+    allow_code: bool,
+    model: Callable[[str], Model],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Source:
     weight, name = float(given["weight"]), given["function"]
     if given["model"] is not None:
         short = Path(given["model"]).name
         if given["label"] is not None:
-            return Source(short, weight, several=_classified(load_classifier(given["model"]), given["label"]))
-        judge = model(given["model"])
-        return Source(short, weight, several=lambda rs, poll: judge.rewards([each.rendered for each in rs], poll))
+            return Source(short, weight, several=by_label(load_classifier(given["model"]), given["label"]))
+        return Source(short, weight, several=by_model(model(given["model"]), given["model"], tokenizer))
     if name in MAKERS:
         keys = {key: given[key] for key in KEYS if given.get(key) is not None}
         return Source(name, weight, one=MAKERS[name](**keys), needs_answer=name in NEEDS_ANSWER)
@@ -77,17 +95,6 @@ def _source(given: Mapping[str, Any], allow_code: bool, model: Callable[[str], M
     loaded = load_function(Path(path), function, "rewards")
     log.info("rewards: %s (sha256 %s)", name, hashlib.sha256(Path(path).read_bytes()).hexdigest())
     return Source(function, weight, one=of_user(loaded, name))
-
-
-def _classified(classifier: Classifier, label: str) -> Callable[[Sequence[Response], Callable[[], None]], list[float]]:
-    """The probability of `label`, of the answers alone."""
-    column = classifier.column(label)
-
-    def several(responses: Sequence[Response], poll: Callable[[], None]) -> list[float]:
-        found: NDArray[np.float64] = classifier.probabilities([each.text for each in responses], poll)
-        return [float(value) for value in found[:, column]]
-
-    return several
 
 
 def check_prompts(rewards: Sequence[Source], prompts: Sequence[Prompt]) -> None:
