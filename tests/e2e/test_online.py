@@ -163,18 +163,11 @@ def test_a_reward_model_of_another_base_is_loaded_beside_the_policy(tmp_path: Pa
     assert result["exit_code"] == 0
 
 
-def test_what_the_policy_does_not_reach_is_no_reward(tmp_path: Path) -> None:
-    """A reward of the length alone, by ten times the steps: the answers come to have it."""
-    recipe = write_recipe(tmp_path, "grpo", rewards="{function: length, target: 2}")
-    result = run(
-        recipe,
-        "grpo",
-        "train.max_steps=15",
-        "rollout.num_generations=8",
-        "train.learning_rate=0.02",
-        "rollout.max_new_tokens=4",
-    )
-    assert result["after"]["eval_reward"] > result["before"]["eval_reward"] + 0.5
+def test_what_is_rewarded_becomes_likelier(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "grpo", rewards="{function: regex, pattern: '[aeiou]'}")
+    run(recipe, "grpo", "train.max_steps=12", "rollout.num_generations=16", "train.learning_rate=0.02")
+    rewards = [row["reward"] for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "reward" in row]
+    assert rewards[-1] > rewards[0] + 0.4 and len(rewards) == 12, "also where nothing is left to learn"
 
 
 OWN = """
@@ -194,9 +187,9 @@ def sometimes(text, *, source):
 @pytest.mark.parametrize(
     ("function", "error", "said"),
     [
-        ("nothing", DataError, "nothing fails on all 4 answers; the first is to"),
-        ("always", DataError, "all answers of 3 rollouts in a row have the same reward"),
-        ("sometimes", DataError, "sometimes fails on"),
+        ("nothing", DataError, "nothing failed on 4 of 4 answers; the first is to"),
+        ("always", DataError, "all answers of the first 3 rollouts have the same reward"),
+        ("sometimes", DataError, "sometimes failed on"),
     ],
 )
 def test_rewards_from_which_nothing_can_be_learnt_end_the_run(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import tunekit
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "tunekit", *map(str, arguments)]
 
 
-def tunekit(*arguments: object) -> subprocess.CompletedProcess[str]:
+def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=180)
 
 
@@ -46,7 +47,7 @@ def result_of(folder: Path) -> dict:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that went through without interruption; tests only read it."""
     folder = tmp_path_factory.mktemp("finished")
-    process = tunekit("sft", recipe(folder, report_to="tensorboard"), "--json")
+    process = in_a_process("sft", recipe(folder, report_to="tensorboard"), "--json")
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == result_of(folder), "--json prints result.json and nothing else"
     return folder
@@ -129,7 +130,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path: Path, finished: 
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    resumed = tunekit("sft", path, "resume=auto")
+    resumed = in_a_process("sft", path, "resume=auto")
     assert resumed.returncode == 0 and "resuming from" in resumed.stderr
     ours = load_file(tmp_path / "out" / "model" / "adapter_model.safetensors")
     theirs = load_file(finished / "out" / "model" / "adapter_model.safetensors")
@@ -168,9 +169,7 @@ def test_mistakes_are_told_not_thrown(
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"text": "good"}\n{"text": \n')
     path = recipe(tmp_path, **lines)
-    process = subprocess.run(
-        command("sft", path, override), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
+    process = tunekit("sft", path, override, folder=tmp_path)
     assert process.returncode == code, process.stderr
     assert words in process.stderr and "Traceback" not in process.stderr
     assert not (tmp_path / "out" / "model").exists()

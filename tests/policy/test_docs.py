@@ -5,18 +5,16 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from commands import tunekit
 
-from tunekit.cli import app
 from tunekit.errors import RecipeError
 from tunekit.recipe.load import load
 
 ROOT = Path(__file__).parents[2]
+SHORT = ("data.eval=null", "data.eval_split=2", "eval.tasks=[]")  # of what online training measures
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^(tunekit .+)$", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S)), re.M)
 
@@ -79,10 +77,9 @@ def test_the_two_commands_are_make_targets(target: str) -> None:
 
 
 def invoked(folder: Path, words: list[str]) -> str:
-    with contextlib.chdir(folder):
-        result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    return str(result.stdout)
+    process = tunekit(*words, folder=folder)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def run(folder: Path, line: str) -> None:
@@ -101,13 +98,10 @@ def run(folder: Path, line: str) -> None:
         words += ["--max-new-tokens", "4"]
     if words[0] == "generate":
         words += ["--max-new-tokens", "4"]
-    process = subprocess.run(
-        [sys.executable, "-m", "tunekit", *words],
-        cwd=folder,
-        input="",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    if words[0] in ("ppo", "grpo", "rloo"):
+        words += ["train.max_steps=2", "rollout.max_new_tokens=8", "rollout.num_prompts=2", *SHORT]
+    if words[0] == "run" and "--dry-run" not in words:
+        words += [f"stages.{name}.train.max_steps=1" for name in ("sft", "reward", "ppo")]
+        words += ["stages.ppo.rollout.num_prompts=4", *(f"stages.ppo.{each}" for each in SHORT)]
+    process = tunekit(*words, folder=folder)
     assert process.returncode == 0, f"{line}\n{process.stderr}"

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from tunekit.recipe.load import load
 from tunekit.recipe.schema import Recipe, Section
-from tunekit.stages import dpo, kto, reward, sft
+from tunekit.stages import dpo, grpo, kto, ppo, reward, rloo, sft
 from tunekit.stages.assemble import make_policy
 from tunekit.stages.base import find_base
 from tunekit.stages.read import read_rows
@@ -103,6 +103,10 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
         "reward",
         "dpo",
         "kto",
+        "ppo",
+        "grpo",
+        "rloo",
+        "run",
         "preview",
         "check",
         "show",
@@ -181,10 +185,15 @@ def test_a_run_reads_every_key_of_its_recipe(tmp_path: Path, read: set[str]) -> 
     streamed = load(file, ("data.streaming=true", "data.max_length=99", "data.eval=null", "data.eval_split=1"))
     read_rows(streamed.recipe, base)
     make_policy(frozen, base, read_rows(frozen, base), Engine())
+    (tmp_path / "own.py").write_text("def f(text): return len(set(text))\n")
+    asked = (f"rewards=[{tmp_path}/own.py:f]", "eval={}", "gate=null", "adapter=lora", "rollout.max_new_tokens=4")
+    for stage, loss in ((ppo, "ppo"), (grpo, "dapo"), (rloo, "rloo")):
+        stage.run(load(file, (*asked, f"objective={loss}", f"output_dir={tmp_path}/{loss}")), allow_code=True)
     for stage, loss in ((dpo, "simpo"), (dpo, "discopop"), (kto, "kto"), (reward, "bradley_terry")):
         stage.STAGE.objective(load(file, (f"objective={loss}", "eval={}")).recipe, False)
-    derived = {"Train.global_batch_size"}  # into gradient_accumulation_steps, when the recipe is loaded
-    assert fields(Recipe) - derived <= read
+    elsewhere = {"Train.global_batch_size"}  # into gradient_accumulation_steps, when the recipe is loaded
+    elsewhere |= {"Rollout.base_url", "Rollout.served_model"}  # where a server is asked
+    assert fields(Recipe) - elsewhere <= read
 
 
 def test_files_and_functions_stay_small() -> None:

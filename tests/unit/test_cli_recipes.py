@@ -48,7 +48,7 @@ def test_init_takes_a_model_and_data_and_names_the_stages_that_there_are() -> No
     assert (
         wrong.exit_code == 2
         and "did you mean sft?" in wrong.stderr
-        and "This version has: sft, reward, dpo, kto." in wrong.stderr
+        and "This version has: sft, reward, dpo, kto, ppo, grpo, rloo." in wrong.stderr
     )
 
 

@@ -200,7 +200,7 @@ def test_every_mistake_is_named_at_once_and_in_order(tmp_path: Path) -> None:
         "r.yaml:8:15: data.eval_split: excludes data.eval; remove one of the two",
         "r.yaml:11:17: train.warmup_ratio: excludes warmup_steps; remove one of the two",
         "r.yaml:13:3: train.seed: is given twice, first in line 12; remove one of the two",
-        f"r.yaml:14:1: zzz: unknown key; a recipe has the keys {', '.join(Recipe.model_fields)}, extends",
+        f"r.yaml:14:1: zzz: unknown key; a recipe has the keys {', '.join(Recipe.model_fields)}, extends, reward_model",
         "override `save.steps=0`: save.steps: 0, must be greater than or equal to 1",
     ]
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tunekit.data.formats import convert
-from tunekit.data.rows import Conversation, Preference, Unpaired
+from tunekit.data.rows import Conversation, Preference, Prompt, Unpaired
 from tunekit.errors import RecipeError
 from tunekit.recipe.derive import LEARNING_RATE
 from tunekit.recipe.hints import SECTIONS
@@ -56,11 +56,14 @@ def test_any_name_of_a_model_or_of_data_is_taken_as_text(name: str) -> None:
     assert recipe.model.name_or_path == recipe.data.train[0].path == name
 
 
+THERE_ARE = "This version has: sft, reward, dpo, kto, ppo, grpo, rloo."
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("stf", "m", "d"), "--stage stf: no such stage; did you mean sft?\nThis version has: sft, reward, dpo, kto."),
-        (("ppo", "m", "d"), "--stage ppo: no such stage; did you mean dpo?\nThis version has: sft, reward, dpo, kto."),
+        (("stf", "m", "d"), f"--stage stf: no such stage; did you mean sft?\n{THERE_ARE}"),
+        (("pop", "m", "d"), f"--stage pop: no such stage; did you mean ppo?\n{THERE_ARE}"),
         (("sft", "", "d"), "--model is empty"),
         (("sft", "m", ""), "--data is empty"),
     ],
@@ -77,6 +80,7 @@ def test_no_line_of_a_remark_is_wide(stage: str) -> None:
 
 
 KINDS = {"sft": Conversation, "dpo": Preference, "reward": Preference, "kto": Unpaired}
+KINDS |= dict.fromkeys(("ppo", "grpo", "rloo"), Prompt)
 
 
 @pytest.mark.parametrize("stage", STARTERS)

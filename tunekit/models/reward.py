@@ -36,9 +36,13 @@ class Context:
         self.cut += sum(self.tokens is not None and length > self.tokens for length in lengths)
         if self.cut and not before:
             log.warning(
-                "model: %s reads %d tokens: of %d of the first %d texts, all longer, it misses the %s (said once)",
-                self.name, self.tokens, self.cut, self.seen, lost,
-            )  # fmt: skip
+                "model: %s reads %d tokens, and %d of the first %d texts are longer: their %s is cut off (said once)",
+                self.name,
+                self.tokens,
+                self.cut,
+                self.seen,
+                lost,
+            )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ ROWS = {
     "kto": '{"prompt": "...", "completion": "...", "label": true}, or lists of messages',
 }
 ROWS["reward"] = ROWS["dpo"]
+ASKED = '{"prompt": "...", "answer": "..."}, or a list of messages as the prompt'
+REWARDS = {"ppo": "out/reward", "grpo": "number_match", "rloo": "number_match"}
+ROWS |= dict.fromkeys(REWARDS, ASKED)
 
 
 class Starter(NamedTuple):
@@ -34,8 +37,10 @@ class Starter(NamedTuple):
 
 def _starter(stage: str, *objective: str, metrics: tuple[str, ...] = ()) -> Starter:
     """`objective`, `metrics`: the keys that only this stage has."""
+    online = stage in REWARDS
+    more = f"rewards: {REWARDS[stage]}\n" if online else ""
     return Starter(
-        f"stage: {stage}\nmodel: {{model}}\nadapter: lora\ndata: {{data}}\noutput_dir: out/{stage}\n",
+        f"stage: {stage}\nmodel: {{model}}\nadapter: lora\ndata: {{data}}\n{more}output_dir: out/{stage}\n",
         (
             *(() if stage == "sft" else ("stage",)),
             *("model.name_or_path", "#model.revision", "#model.dtype"),
@@ -43,9 +48,11 @@ def _starter(stage: str, *objective: str, metrics: tuple[str, ...] = ()) -> Star
             *("data.train", "#data.eval", "#data.eval_split", "#data.max_length", "#data.overlong"),
             *(("#data.packing", "#data.loss_on") if stage == "sft" else ()),
             "#data.system",
+            *(("rewards", *ROLLOUT) if online else ()),
             *objective,
-            *("train.learning_rate", "train.num_train_epochs", "#train.max_steps"),
-            *("train.per_device_train_batch_size", "#train.gradient_accumulation_steps", "#train.warmup_ratio"),
+            *("train.learning_rate", "train.num_train_epochs", "#train.max_steps", "train.per_device_train_batch_size"),
+            *(() if online else ("#train.gradient_accumulation_steps",)),
+            "#train.warmup_ratio",
             *("#train.activation_checkpointing", "#train.seed"),
             *("eval.per_device_eval_batch_size", "#eval.steps", *metrics),
             *("#eval.early_stopping_patience", "#eval.load_best_model_at_end"),
@@ -54,11 +61,19 @@ def _starter(stage: str, *objective: str, metrics: tuple[str, ...] = ()) -> Star
     )
 
 
+ROLLOUT = ("rollout.num_prompts", "rollout.num_generations", "rollout.max_new_tokens", "#rollout.temperature")
 STARTERS = {
     "sft": _starter("sft", metrics=("#eval.metrics",)),
     "reward": _starter("reward", "objective.loss", "#objective.center_rewards_coefficient"),
     "dpo": _starter("dpo", "objective.loss", "objective.beta", "#objective.label_smoothing", "#objective.sft_weight"),
     "kto": _starter("kto", "objective.beta", "#objective.desirable_weight", "#objective.undesirable_weight"),
+    "ppo": _starter(
+        "ppo", "objective.kl_coef", "objective.num_ppo_epochs", "#objective.missing_eos_penalty", "#objective.kl_target"
+    ),
+    "grpo": _starter(
+        "grpo", "objective.loss", "objective.beta", "#objective.num_iterations", "#objective.epsilon_high"
+    ),
+    "rloo": _starter("rloo", "objective.beta", "#objective.num_iterations", "#objective.normalize_advantages"),
 }
 
 
@@ -84,7 +99,8 @@ def starter(stage: str = "sft", model: str = MODEL, data: str = DATA) -> str:
         if parents != section:
             lines += ["", *([f"{parents[0]}:"] if parents else [])]
             section = parents
-        value = data if path == "data.train" else _at(values, path)
+        short_forms = {"data.train": data, "rewards": REWARDS.get(stage)}
+        value = short_forms[path] if path in short_forms else _at(values, path)
         example = f"A row: {ROWS[stage]}" if path == "data.train" else ""
         lines += _entry(path, name, value, "  " * len(parents), example, commented=key.startswith("#"))
     return "\n".join(lines) + "\n"

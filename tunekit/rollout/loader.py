@@ -24,7 +24,7 @@ log = logging.getLogger("tunekit")
 
 MORE_PROMPTS = 3  # times as many as asked that dynamic sampling asks at most in place of those with equal rewards
 KEPT = ("rollouts", "asked", "done", "equal", "epochs")
-EQUAL_ROLLOUTS = 3  # in a row without any difference of rewards, after which a run ends
+EQUAL_ROLLOUTS = 3  # in a row without any difference of rewards: a run that begins so ends
 
 
 @dataclass
@@ -86,17 +86,28 @@ class RolloutLoader:
         rollout = found[0]
         self.equal = 0 if any(_tells_apart(each) for each in found) else self.equal + 1
         if self.equal == EQUAL_ROLLOUTS:
-            raise DataError(
-                f"rewards: all answers of {EQUAL_ROLLOUTS} rollouts in a row have the same reward "
-                f"({rollout.gauges['reward']:g}): there is nothing to learn from",
-                "Look at samples.jsonl: prompts may be too hard or too easy, or the reward may not fit the answers.",
-            )
+            self._nothing_to_learn(rollout.gauges["reward"])
         # Where nothing differs, the rows stay: the step is then made of zeros.
         self.rows, self.asked, self.done = rows[:groups] if self.dynamic and rows else rollout.rows, used, 0
         self.epochs = self.epochs[1], epoch
         self.rollouts += 1
         self.seen(number + 1, rollout)
         return rollout.gauges | ({"asked_again": float(len(found) - 1)} if self.dynamic else {})
+
+    def _nothing_to_learn(self, reward: float) -> None:
+        """Ends a run that never had anything to learn from; one that has learnt it goes on."""
+        if self.rollouts + 1 > EQUAL_ROLLOUTS:
+            log.warning(
+                "all answers of %d rollouts in a row have the same reward (%g): nothing is learnt any more",
+                EQUAL_ROLLOUTS,
+                reward,
+            )
+            return
+        raise DataError(
+            f"rewards: all answers of the first {EQUAL_ROLLOUTS} rollouts have the same reward ({reward:g}): there is "
+            "nothing to learn from",
+            "Look at samples.jsonl: prompts may be too hard or too easy, or the reward may not fit the answers.",
+        )
 
     def _micro_batches(self, number: int) -> list[list[Example]]:
         """Mini-batch `number` of the rollout in hand: whole groups side by side, in an order drawn for each pass."""

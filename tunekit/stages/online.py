@@ -205,11 +205,12 @@ def evaluation(collector: Collector, held_out: list[Asked], recipe: Recipe) -> E
 def _show_samples(recipe: Recipe, folder: Path) -> Callable[[int, Rollout], None]:
     """Every so many steps five answers with their rewards, in the log and in `samples.jsonl`."""
     last: list[int] = []
+    every = recipe.rollout.samples_steps
 
     def show(step: int, rollout: Rollout) -> None:
         if not last:  # what a run that was killed wrote beyond its checkpoint is written anew
             _drop_from(step, folder / SAMPLES_FILE)
-        elif step - last[0] < recipe.rollout.samples_steps:
+        elif step - last[0] < every:
             return
         last[:] = [step]
         count = len(rollout.responses)

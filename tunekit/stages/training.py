@@ -97,15 +97,8 @@ def run(
         policy = stage.policy(recipe, base, rows, engine)
         passport = base_passport(base, policy)
         online = stage.online and stage.online(recipe, policy, base, rows, folder, allow_code)
-        if objective.needs_reference:
-            add_reference(recipe, policy, objective, rows, passport)
-        evaluate = online.evaluate if online else evaluation(recipe, policy, objective, base, rows)
-        if recipe.eval.tasks_at == "evaluations":
-            evaluate = tasks.beside(evaluate, measured, recipe, policy, base)
         rows = online.rows if online else rows
-        training = make_training(recipe, rows, policy, objective, evaluate, engine, passport, folder)
-        training.health = online.watch if online else training.health
-        _try_longest_batch(recipe, training)
+        training = _assembled(recipe, objective, policy, base, rows, online, measured, engine, passport, folder)
         resume(training, start)
         if start is not None:
             stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
@@ -127,6 +120,30 @@ def run(
             engine.close()
         tasks.check_gates(recipe, measured, result)
     return result
+
+
+def _assembled(
+    recipe: Recipe,
+    objective: Objective,
+    policy: Policy,
+    base: Base,
+    rows: Rows,
+    online: Online | None,
+    measured: Sequence[FoundTask],
+    engine: Engine,
+    passport: dict[str, Any],
+    folder: Path,
+) -> Training:
+    """The parts of the loop at step 0, tried on the longest batch."""
+    if objective.needs_reference:
+        add_reference(recipe, policy, objective, rows, passport)
+    evaluate = online.evaluate if online else evaluation(recipe, policy, objective, base, rows)
+    if recipe.eval.tasks_at == "evaluations":
+        evaluate = tasks.beside(evaluate, measured, recipe, policy, base)
+    training = make_training(recipe, rows, policy, objective, evaluate, engine, passport, folder)
+    training.health = online.watch if online else training.health
+    _try_longest_batch(recipe, training)
+    return training
 
 
 def _try_longest_batch(recipe: Recipe, training: Training) -> None:

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,33 +60,35 @@ def make_rewards(
     settings: Sequence[Mapping[str, Any]],
     *,
     allow_code: bool,
-    model: Callable[[str], Model] = load_reward_model,
+    model: Callable[[str], Model] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str = "auto",
 ) -> list[Source]:
-    """The rewards that a recipe names, each with the keys of `recipe.rewards.Reward`; `model` loads a reward model.
+    """The rewards that a recipe names, each with the keys of `recipe.rewards.Reward`.
 
+    model: loads a reward model, None: as one of its own in `dtype`, which is the precision of classifiers too
     tokenizer: that of the policy; a reward model with another one reads answers in its own chat template
     Raises `RecipeError` where one cannot be made, or is code that may not run.
     """
-    made = [_source(each, allow_code, model, tokenizer) for each in settings]
+    load = model or partial(load_reward_model, dtype=dtype)
+    made = [_model(each, load, tokenizer, dtype) if each["model"] else _function(each, allow_code) for each in settings]
     names = [each.name for each in made]
     return [
         each if names.count(each.name) == 1 else replace(each, name=f"{each.name}_{i}") for i, each in enumerate(made)
     ]
 
 
-def _source(
-    given: Mapping[str, Any],
-    allow_code: bool,
-    model: Callable[[str], Model],
-    tokenizer: PreTrainedTokenizerBase | None,
+def _model(
+    given: Mapping[str, Any], load: Callable[[str], Model], tokenizer: PreTrainedTokenizerBase | None, dtype: str
 ) -> Source:
-    weight, name = float(given["weight"]), given["function"]
-    if given["model"] is not None:
-        short = Path(given["model"]).name
-        if given["label"] is not None:
-            return Source(short, weight, several=by_label(load_classifier(given["model"]), given["label"]))
-        return Source(short, weight, several=by_model(model(given["model"]), given["model"], tokenizer))
+    name, label, weight = given["model"], given["label"], float(given["weight"])
+    if label is not None:
+        return Source(Path(name).name, weight, several=by_label(load_classifier(name, dtype), label))
+    return Source(Path(name).name, weight, several=by_model(load(name), name, tokenizer))
+
+
+def _function(given: Mapping[str, Any], allow_code: bool) -> Source:
+    name, weight = given["function"], float(given["weight"])
     if name in MAKERS:
         keys = {key: given[key] for key in KEYS if given.get(key) is not None}
         return Source(name, weight, one=MAKERS[name](**keys), needs_answer=name in NEEDS_ANSWER)
