@@ -23,7 +23,7 @@ from tunekit.rollout.collect import Asked, Collector, Rollout
 log = logging.getLogger("tunekit")
 
 MORE_PROMPTS = 3  # times as many as asked that dynamic sampling asks at most in place of those with equal rewards
-KEPT = ("rollouts", "asked", "done", "equal", "epochs")
+KEPT = ("rollouts", "asked", "done", "equal", "epochs", "left")
 EQUAL_ROLLOUTS = 3  # in a row without any difference of rewards: a run that begins so ends
 
 
@@ -52,20 +52,27 @@ class RolloutLoader:
     done: int = 0  # mini-batches of the rollout in hand that were trained on
     equal: int = 0  # rollouts without any difference of rewards, the last ones
     epochs: tuple[float, float] = (0.0, 0.0)  # before and after the prompts of the rollout in hand
+    left: bool = False  # whether the rest of the passes over it were to be left out when the run was saved
     rows: list[Sampled] = field(default_factory=list)  # of the rollout in hand
 
     def steps(self, start: int, poll: Callable[[], None] = lambda: None) -> Iterator[LoadedStep]:
         """The steps after `start`. What `poll` raises, before anything of a new rollout is kept, goes through."""
         asked = self.plan.steps(self.asked)
-        number, gauges = start, dict[str, float]()
+        number, gauges, ended = start, dict[str, float](), False
         while number < self.num_steps:
-            if not self.rows or self.done == self.passes * self.mini_batches or (self.done and self.moved()):
+            whole = self.done == self.passes * self.mini_batches
+            if not self.rows or whole or (self.done and (self.left or self.moved())):
+                ended = bool(self.rows) and not whole and self._is_last_of_epoch  # its last step was left out
                 gauges = self._next(asked, number, poll)
             number, self.done = number + 1, self.done + 1
-            before, after = self.epochs
-            ends_epoch = self.done == self.passes * self.mini_batches and int(after) > int(before)
-            yield LoadedStep(number, self._micro_batches(self.done - 1), after, ends_epoch, gauges)
-            gauges = {}
+            ended |= self.done == self.passes * self.mini_batches and self._is_last_of_epoch
+            yield LoadedStep(number, self._micro_batches(self.done - 1), self.epochs[1], ended, gauges)
+            gauges, ended = {}, False
+
+    @property
+    def _is_last_of_epoch(self) -> bool:
+        before, after = self.epochs
+        return int(after) > int(before)
 
     def _next(self, asked: Iterator[Any], number: int, poll: Callable[[], None]) -> dict[str, float]:
         """Takes the next rollout in hand, and returns its gauges."""
@@ -89,6 +96,7 @@ class RolloutLoader:
             self._nothing_to_learn(rollout.gauges["reward"])
         # Where nothing differs, the rows stay: the step is then made of zeros.
         self.rows, self.asked, self.done = rows[:groups] if self.dynamic and rows else rollout.rows, used, 0
+        self.left = False
         self.epochs = self.epochs[1], epoch
         self.rollouts += 1
         self.seen(number + 1, rollout)
@@ -131,6 +139,7 @@ class RolloutLoader:
 
     def state_dict(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in KEPT}
+        counts["left"] = self.done > 0 and self.moved()
         return {**counts, "method": self.collector.method.state_dict(), "rows": _as_tensors(self.rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
