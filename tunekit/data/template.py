@@ -5,7 +5,7 @@ One call renders one conversation: a call for many is not faster, and would not 
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
@@ -260,3 +260,17 @@ def shared_length(a: str, b: str) -> int:
         else:
             high = middle - 1
     return low
+
+
+def after_the_end(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> str:
+    """What the chat template writes behind the token that ends an answer, such as a line feed; "" without a template.
+
+    A model that reads whole conversations was trained with it, and one that writes answers stops before it.
+    """
+    if tokenizer.chat_template is None:
+        return ""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = ChatTemplate(tokenizer, "the chat template").render(messages, None)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    last = max((i for i, token in enumerate(ids) if token in ends), default=len(ids) - 1)
+    return str(tokenizer.decode(ids[last + 1 :]))

@@ -100,9 +100,9 @@ def starter(stage: str = "sft", model: str = MODEL, data: str = DATA) -> str:
             lines += ["", *([f"{parents[0]}:"] if parents else [])]
             section = parents
         short_forms = {"data.train": data, "rewards": REWARDS.get(stage)}
-        value: Any = short_forms[path] if path in short_forms else _at(values, path)
+        said: Any = short_forms[path] if path in short_forms else _at(values, path)
         example = f"A row: {ROWS[stage]}" if path == "data.train" else ""
-        lines += _entry(path, name, value, "  " * len(parents), example, commented=key.startswith("#"))
+        lines += _entry(path, name, said, "  " * len(parents), example, commented=key.startswith("#"))
     return "\n".join(lines) + "\n"
 
 

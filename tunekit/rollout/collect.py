@@ -50,6 +50,7 @@ class Collector:
     failures: share of answers that a reward may fail on
     keeps_old: whether the policy's log-probabilities at the rollout are needed: with several updates on one rollout
     checked: compare the log-probabilities of sampling and training at each rollout, and not only at the first
+    tail: what the chat template writes behind an answer that has ended
     leaves_out_cut: answers that did not end by themselves are not trained
     """
 
@@ -67,6 +68,7 @@ class Collector:
     checked: bool = False
     leaves_out_cut: bool = False
     missing_eos_penalty: float = 0.0
+    tail: str = ""
 
     def collect(self, asked: Sequence[Asked], number: int, seed: int, poll: Callable[[], None]) -> Rollout:
         """Rollout `number` from its prompts; equal for an equal seed and equal weights.
@@ -79,7 +81,7 @@ class Collector:
         )
         completions = [completion for answers in found for completion in answers]
         owners = [each for each in asked for _ in range(self.num_generations)]
-        responses = [response(self.tokenizer, *each) for each in zip(owners, completions, strict=True)]
+        responses = self.responses(owners, completions)
         scores = score(self.rewards, responses, poll=poll, limit=self.failures)
         rows = [
             sampled_row(each, completion, i // self.num_generations)
@@ -98,6 +100,10 @@ class Collector:
                 "Raise rollout.max_new_tokens, or set objective.mask_truncated_completions: false.",
             )
         return Rollout([row for row, use in zip(rows, used, strict=True) if use], responses, scores, gauges)
+
+    def responses(self, owners: Sequence[Asked], completions: Sequence[Completion]) -> list[Response]:
+        """What rewards look at, of each answer and the prompt that it belongs to."""
+        return [response(self.tokenizer, *each, self.tail) for each in zip(owners, completions, strict=True)]
 
     @torch.no_grad()
     def _looked_at(
@@ -131,10 +137,12 @@ class Collector:
         return [replace(row, **each) for row, each in zip(rows, filled, strict=True)], gauges
 
 
-def response(tokenizer: PreTrainedTokenizerBase, asked: Asked, completion: Completion) -> Response:
-    """What rewards look at."""
+def response(tokenizer: PreTrainedTokenizerBase, asked: Asked, completion: Completion, tail: str = "") -> Response:
+    """What rewards look at; `tail`: what the chat template writes behind an answer that has ended."""
     text = str(tokenizer.decode(completion.ids, skip_special_tokens=True))
     rendered = str(tokenizer.decode(np.concatenate([asked.ids, completion.ids])))
+    if completion.ended and not isinstance(asked.prompt.prompt, str):
+        rendered += tail
     return Response(asked.prompt, text, len(completion.ids), completion.ended, rendered)
 
 

@@ -13,13 +13,14 @@ import torch
 from tunekit.data.examples import Examples
 from tunekit.data.plan import Plan
 from tunekit.data.rows import Prompt
+from tunekit.data.template import after_the_end
 from tunekit.models.actor import Actor, Value, reference_of
 from tunekit.models.adapter_roles import is_adapted
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
 from tunekit.rollout.advantages import Method
 from tunekit.rollout.builtin import Builtin
-from tunekit.rollout.collect import Asked, Collector, Rollout, response
+from tunekit.rollout.collect import Asked, Collector, Rollout
 from tunekit.rollout.loader import RolloutLoader
 from tunekit.rollout.openai import OpenAIEndpoint
 from tunekit.rollout.rewards import check_prompts, make_rewards, score
@@ -95,6 +96,7 @@ def prepare(
         checked=rollout.engine != "builtin",  # a server may hold other weights, or be slow to take them
         leaves_out_cut=bool(objective.mask_truncated_completions),
         missing_eos_penalty=objective.missing_eos_penalty or 0.0,
+        tail=after_the_end(base.tokenizer, sampling.ends),
     )
     plain = rollout.top_p == 1 and not rollout.top_k
     if not plain:
@@ -189,7 +191,7 @@ def evaluation(collector: Collector, held_out: list[Asked], recipe: Recipe) -> E
         collector.sampler.sync(collector.actor, -1)
         found = collector.sampler.sample([each.ids.tolist() for each in held_out], 1, sampling, 0, poll)
         completions = [answers[0] for answers in found]
-        responses = [response(collector.tokenizer, *each) for each in zip(held_out, completions, strict=True)]
+        responses = collector.responses(held_out, completions)
         scores = score(collector.rewards, responses, poll=poll, limit=collector.failures)
         total = scores.total[scores.valid]
         values = {"eval_reward": float(total.mean()), "eval_reward_std": float(total.std())}
