@@ -333,3 +333,41 @@ def test_the_longest_batch_has_the_longest_prompt_and_the_longest_answer_in_ever
         assert row.prompt_length == 4 and len(row.tokens.ids) == 9
         assert row.tokens.trained.tolist() == [False] * 4 + [True] * 5
         assert all(len(getattr(row, name)) == 5 for name in BESIDE)
+
+
+def test_a_resumed_run_that_is_stopped_in_its_first_rollout_still_leaves_the_passes_out(tmp_path: Path) -> None:
+    moved = Moved(2)
+    whole = walked(loader(moved=moved, num_steps=8), moved)
+    moved = Moved(2)
+    stopped = loader(moved=moved, num_steps=2)
+    made = walked(stopped, moved)
+    again = resumed(stopped, tmp_path, num_steps=8)
+
+    def poll() -> None:
+        raise Preempted("stop")
+
+    with pytest.raises(Preempted):
+        next(again.steps(2, poll))
+    twice = resumed(again, tmp_path, num_steps=8)
+    assert [contents(step) for step in [*made, *twice.steps(2)]] == [contents(step) for step in whole]
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_a_resumed_run_counts_the_equal_rollouts_before_it(tmp_path: Path, stop: int) -> None:
+    stopped = loader(grouped(equal=set(range(10))))
+    list(itertools.islice(stopped.steps(0), stop))
+    with pytest.raises(DataError, match="first 3 rollouts"):
+        list(resumed(stopped, tmp_path).steps(stop))
+
+
+def test_equal_rewards_later_on_are_said_once_and_a_difference_begins_the_count_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dice = grouped()
+    steps = loader(dice, num_steps=48).steps(0)
+    said = []
+    for equal in (True, True, False, True, True, False, True, True, True, True, True):
+        dice.equal = set(range(10)) if equal else set()
+        list(itertools.islice(steps, 4))
+        said.append(len(caplog.messages))
+    assert said == [0] * 8 + [1] * 3

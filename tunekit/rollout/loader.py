@@ -139,7 +139,7 @@ class RolloutLoader:
 
     def state_dict(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in KEPT}
-        counts["left"] = self.done > 0 and self.moved()
+        counts["left"] = self.done > 0 and (self.left or self.moved())
         return {**counts, "method": self.collector.method.state_dict(), "rows": _as_tensors(self.rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

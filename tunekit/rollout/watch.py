@@ -57,11 +57,11 @@ class RolloutWatch:
         kl, error = metrics["kl"], metrics["kl_error"]
         if kl < -STANDARD_ERRORS * max(error, 0.01):
             raise Diverged(
-                f"step {step}: divergence from the reference {kl:.2f} nats an answer, {-kl / max(error, 1e-9):.0f} "
+                f"step {step}: divergence from the reference {kl:.2f} nats an answer, {-kl / max(error, 0.01):.0f} "
                 "standard errors below 0, which no policy has on its own answers: they come from another distribution",
                 "Set rollout.top_p: 1 and top_k: 0, and see whether the engine samples from the weights of the policy.",
             )
-        if self.kl is not None and kl > self.kl:
+        if self.kl is not None and not kl <= self.kl:
             raise Diverged(
                 f"step {step}: the policy is {kl:.1f} nats an answer from its reference (limits.kl: {self.kl:g}): it "
                 "has left what the reward can judge",
