@@ -52,12 +52,12 @@ def group_advantages(rewards: Tensor, *, scale: str) -> Tensor:
 def leave_one_out(rewards: Tensor, *, normalize: bool) -> Tensor:
     """Reward less the mean of the others of its group, `(P, G)`; NaN marks answers that do not count.
 
-    Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740, equation 8). An answer without others has advantage 0.
-    `normalize`: to mean 0 and variance 1 over all of them.
+    Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740, equation 8). An answer without others counts for nothing.
+    `normalize`: to mean 0 and variance 1 over all that count.
     """
     count = (~rewards.isnan()).sum(1, keepdim=True)
     others = (rewards.nansum(1, keepdim=True) - rewards) / (count - 1).clamp(min=1)
-    advantages = torch.where(count > 1, rewards - others, rewards * 0)
+    advantages = torch.where(count > 1, rewards - others, torch.nan)
     if normalize:
         advantages = (advantages - advantages.nanmean()) / (_nanstd(advantages.reshape(1, -1), 1) + EPSILON)
     return advantages.nan_to_num(0.0)

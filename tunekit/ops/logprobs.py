@@ -39,7 +39,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if jacobian is not None:
                 jacobian[rows] = _minus_expectation(known, targets[rows]).to(weight.dtype) @ weight / temperature
         ctx.save_for_backward(hidden, weight, targets, jacobian, entropy_jacobian)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.entropy = temperature, entropy
         return logprobs, entropies
 
     @staticmethod
@@ -54,7 +54,7 @@ class _TokenLogprobs(torch.autograd.Function):
             for rows in _chunks(targets):
                 known = _log_softmax(hidden[rows], weight, ctx.temperature)
                 grad_logits = torch.zeros_like(known)
-                if entropy_jacobian is not None:
+                if ctx.entropy:
                     entropies = -(known.exp() * known).sum(1)
                     grad_logits += _of_entropy(known, entropies) * grad_entropy[rows, None]
                 grad_logits += _minus_expectation(known, targets[rows]) * grad[rows, None]

@@ -32,7 +32,7 @@ class RolloutLoader:
     """prompts: of the data, `plan` their order, a step of it being those of one rollout
 
     passes, mini_batches: over each rollout, and optimizer steps in each of these;  batch_size: answers a micro-batch
-    longest_answer: tokens;  seen: is told of each rollout;  moved: whether the rest of the passes are to be left out
+    seen: is told of each rollout;  moved: whether the rest of the passes are to be left out
     """
 
     prompts: Sequence[Asked]
