@@ -2,7 +2,7 @@
 # Another Python: make test PYTHON=python3.12. Newest versions instead of those that CI runs: make chat CONSTRAINTS=/dev/null.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-PYTEST_FLAGS ?= -n auto
+PYTEST_FLAGS ?= -n auto --dist worksteal
 BIN := .venv/bin
 
 .PHONY: chat sql test test-vllm lint install clean

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import tunekit
+from preferences import unprove
 
 from tunekit.errors import RecipeError
 from tunekit.recipe.load import load
@@ -32,7 +33,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_command_of_the_readme_runs(checkout: Path) -> None:
+def test_every_command_of_the_readme_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unprove(monkeypatch)
     assert any(command.startswith("tunekit sft recipes/chat.yaml") for command in COMMANDS)
     run(checkout, "tunekit sft recipes/chat.yaml")  # what `make chat` does first
     for command in COMMANDS:

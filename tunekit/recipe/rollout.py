@@ -50,5 +50,6 @@ class Limits(Section):
         default=None, description="Nats a token of entropy below which the run ends; null: a warning below 0.02."
     )
     reward_failures: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="Share of answers that a reward may fail on before the run ends."
+        default=0.05,
+        description="Share of the answers of the last 20 rollouts that a reward may fail on, from the third failure on.",
     )

@@ -73,7 +73,13 @@ def prepare(
     assert isinstance(policy, Actor) and rows.train_examples is not None
     objective, rollout = recipe.objective, recipe.rollout
     settings = [each.model_dump() for each in recipe.rewards or ()]
-    rewards = make_rewards(settings, allow_code=code, model=partial(reward_model, recipe, policy, base))
+    rewards = make_rewards(
+        settings,
+        allow_code=code,
+        model=partial(reward_model, recipe, policy, base),
+        tokenizer=base.tokenizer,
+        dtype=recipe.model.dtype,
+    )
     prompts = asked_of(rows.train_examples)
     check_prompts(rewards, [each.prompt for each in prompts])
     sampling = Sampling(
