@@ -11,7 +11,7 @@ from tunekit.objectives.objective import Objective, Terms, total
 from tunekit.ops.divergence import kl_estimate
 from tunekit.ops.logprobs import answer_sums
 
-RATIO_LIMIT = 20.0  # of a log-ratio, before it is exponentiated: what is beyond is clipped anyway
+RATIO_LIMIT = 20.0  # of a log-ratio, before it is exponentiated: one answer that is so far off may not be all of a step
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:

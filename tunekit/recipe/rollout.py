@@ -51,5 +51,5 @@ class Limits(Section):
     )
     reward_failures: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.05,
-        description="Share of the answers of the last 20 rollouts that a reward may fail on, from the third failure on.",
+        description="Share of the answers of the last 20 rollouts on which a reward may fail, from the third failure.",
     )

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tunekit import __version__
 from tunekit.evals.gates import is_number
 from tunekit.models.load import Location, passport_of
+from tunekit.recipe.losses import ONLINE
 from tunekit.report.charts import shown
 from tunekit.report.scores import interval
 
@@ -137,8 +138,7 @@ def _training(recipe: Mapping[str, Any], result: Mapping[str, Any], rows: Mappin
         lost = [f"{rows[key]:,} {label}" for key, label in LOST if rows.get(key)]
         lines += [f"- of these rows: {', '.join(lost)}"] if lost else []
     lines += [
-        f"- steps: {result.get('steps', 0):,}, {train['per_device_train_batch_size']} examples in a batch, "
-        f"{train['gradient_accumulation_steps']} batches in a step",
+        f"- steps: {result.get('steps', 0):,}, {_step(recipe)}",
         f"- tokens: {result['tokens']:,}, of which {result['trained_tokens']:,} trained"
         if result.get("tokens")
         else "",
@@ -149,6 +149,19 @@ def _training(recipe: Mapping[str, Any], result: Mapping[str, Any], rows: Mappin
         adapter = recipe["adapter"]
         lines.append(f"- adapter: {adapter['type']}, rank {adapter['r']}, alpha {adapter['alpha']:g}")
     return "\n".join(line for line in lines if line) + "\n"
+
+
+def _step(recipe: Mapping[str, Any]) -> str:
+    """What a step is made of."""
+    train, rollout = recipe["train"], recipe["rollout"]
+    if recipe["stage"] not in ONLINE:
+        size, count = train["per_device_train_batch_size"], train["gradient_accumulation_steps"]
+        return f"{size} examples in a batch, {count} batches in a step"
+    rewards = [_published(each["model"] or each["function"]) for each in recipe["rewards"]]
+    return (
+        f"on {rollout['num_generations']} answers of the policy to each of {rollout['num_prompts']} prompts at a time, "
+        f"rewarded by {', '.join(rewards)}"
+    )
 
 
 def _published(path: str) -> str:
