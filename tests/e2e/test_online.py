@@ -273,3 +273,62 @@ def test_a_preference_row_is_asked_too_and_the_command_line_says_how_it_went(tmp
     assert json.loads(said.stdout.splitlines()[-1])["steps"] == 2
     checked = CliRunner().invoke(app, ["check", str(recipe), "output_dir=" + str(tmp_path / "other")])
     assert checked.exit_code == 0 and "2 optimizer steps" in checked.output
+
+
+def test_rewards_may_not_change_between_a_checkpoint_and_its_run(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def good(text):\n    return len(set(text))\n")
+    recipe = write_recipe(tmp_path, "grpo", rewards=f"{own}:good", save="{steps: 2}")
+    run(recipe, "grpo", "train.max_steps=4", allow_code=True)
+    (tmp_path / "out" / "model").rename(tmp_path / "model")
+    own.write_text("def good(text):\n    return -len(set(text))\n")
+    with pytest.raises(RecipeError, match="losses and rewards of your own"):
+        run(recipe, "grpo", "train.max_steps=4", "resume=auto", allow_code=True)
+
+
+def test_without_held_out_prompts_tasks_alone_are_measured(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "grpo", data=f"{tmp_path / 'train.jsonl'}", eval="{tasks: [blimp], task_limit: 2}")
+    overrides = ("data.eval_split=0", "eval.tasks_at=evaluations", "eval.per_device_eval_batch_size=4")
+    assert run(recipe, "grpo", *overrides)["exit_code"] == 0
+
+
+def test_one_answer_a_rollout_is_something_to_learn_from(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "ppo", rollout="{num_prompts: 1, num_generations: 1, max_new_tokens: 8}")
+    assert run(recipe, "ppo", "objective.num_ppo_epochs=1", "train.max_steps=5")["steps"] == 5
+
+
+def test_an_ending_that_is_paid_for_is_something_to_learn_from(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "ppo", rewards="{function: regex, pattern: 'no such thing'}")
+    overrides = ("objective.missing_eos_penalty=1", "rollout.max_new_tokens=120", "objective.num_ppo_epochs=1")
+    assert run(recipe, "ppo", *overrides, "train.max_steps=4")["steps"] == 4
+
+
+def test_early_stopping_makes_no_further_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    sample = Builtin.sample
+
+    def counted(self: Builtin, prompts: Any, count: int, *arguments: Any) -> Any:
+        made.append(count)
+        return sample(self, prompts, count, *arguments)
+
+    monkeypatch.setattr(Builtin, "sample", counted)
+    recipe = write_recipe(tmp_path, "grpo", eval="{steps: 1, early_stopping_patience: 1}")
+    result = run(recipe, "grpo", "train.learning_rate=1e-9", "train.max_steps=6")
+    assert result["steps"] == 2 and made.count(4) == 2, "the other calls are evaluations"
+    run(recipe, "grpo", "train.learning_rate=1e-9", "train.max_steps=6", "resume=auto")
+    assert made.count(4) == 2
+
+
+def test_samples_with_odd_characters_survive_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    rows = [{"step": step, "text": "a\u2028b\x85c"} for step in (1, 2, 3)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    online._drop_from(3, path)
+    assert read_metrics(path) == rows[:2]
+
+
+def test_check_does_not_blame_a_reward_for_a_random_model(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import json\ndef good(text):\n    return json.loads(text)['x']\n")
+    recipe = write_recipe(tmp_path, "grpo", rewards=f"{tmp_path / 'own.py'}:good")
+    said = CliRunner().invoke(app, ["check", str(recipe), "--allow-code"])
+    assert said.exit_code == 0 and "answers of a random model" in said.output

@@ -31,6 +31,7 @@ class Value(nn.Module):
         super().__init__()
         self.adapter = adapter
         self.model = model
+        self.autocast = False  # of a model that is trained whole in fp32, while products are in another precision
         self.score = nn.Linear(width, 1)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
@@ -89,7 +90,7 @@ class Actor(Policy):
             with roles.acting(self.model, self.value.adapter):
                 hidden = self.hidden(batch)
         elif self.value.model is not None:
-            with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=True):
+            with torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.value.autocast):
                 states = self.value.model(batch.input_ids, **self._layout(batch)).last_hidden_state
             hidden = states.flatten(0, 1)[batch.predictors]
         values: Tensor = self.value(hidden)

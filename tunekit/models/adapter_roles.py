@@ -13,10 +13,11 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tunekit.models.adapters import NEW, START, fitting, lora_config
+from tunekit.models.adapters import HEADS, NEW, START, fitting, lora_config, whole_modules_in_fp32
 from tunekit.models.lora import use_fused_layer
 
 ADAPTER = "adapter"  # the value_model that is one
+OF_THE_BASE = ("pissa", "olora")  # beginnings that take a part of the base's weights
 REFERENCE, VALUE = "reference", "value"  # names: of the trained adapter at its start, of the value function's
 
 
@@ -47,7 +48,8 @@ def keep_reference(adapted: nn.Module) -> str | None:
     assert isinstance(adapted, PeftModel)
     if START in adapted.peft_config:  # beside which the trained one begins at 0
         return START
-    if all(not weight.any() for name, weight in adapted.named_parameters() if f"lora_B.{NEW}" in name):
+    zero = (f"lora_B.{NEW}", f"lora_embedding_A.{NEW}")  # whichever factor begins at 0
+    if all(not weight.any() for key, weight in adapted.named_parameters() if any(each in key for each in zero)):
         return None
     add_copy(adapted, REFERENCE)
     return REFERENCE
@@ -58,7 +60,7 @@ def add_value(adapted: nn.Module) -> str:
     assert isinstance(adapted, PeftModel)
     add_copy(adapted, VALUE)
     for name, weight in adapted.named_parameters():
-        if f".{VALUE}." in name:
+        if _is_of(name, VALUE):
             weight.requires_grad_(True)
     return VALUE
 
@@ -74,24 +76,36 @@ def add_reward(adapted: nn.Module, folder: Path, name: str) -> Tensor:
     use_fused_layer(config)
     with fitting(str(folder)):
         weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-        heads = [key for key in weights if key.rpartition(".")[0].endswith("score")]
-        head = weights.pop(heads[0])
+        head = weights.pop(next(key for key in weights if key.rpartition(".")[0].endswith("score")))
         adapted.add_adapter(name, config)
         set_peft_model_state_dict(adapted, weights, adapter_name=name)
     for key, weight in adapted.named_parameters():
-        if f".{name}." in key:
+        if _is_of(key, name):
             weight.requires_grad_(False)
     return head
+
+
+def stands_beside(folder: Path) -> bool:
+    """Whether the adapter of a reward model is one beside its base, and changes nothing of the base itself."""
+    config = lora_config(str(folder))
+    return set(config.modules_to_save or ()) <= set(HEADS) and config.init_lora_weights not in OF_THE_BASE
 
 
 def add_copy(adapted: PeftModel, name: str) -> None:
     """A further adapter that is equal to the trained one and does not act yet, its weights frozen."""
     config = copy.copy(adapted.peft_config[NEW])
+    config.init_lora_weights = True  # type: ignore[attr-defined]  # others take their share from the base again
     use_fused_layer(config)  # type: ignore[arg-type]
     adapted.add_adapter(name, config)
+    whole_modules_in_fp32(adapted, adapted.get_base_model().dtype, name)  # type: ignore[arg-type]
     trained = dict(adapted.named_parameters())
     with torch.no_grad():
         for key, weight in trained.items():
-            if f".{name}." in key:
-                weight.data = trained[key.replace(f".{name}.", f".{NEW}.")].detach().clone()
+            if _is_of(key, name):
+                weight.data = trained[f"{key}.".replace(f".{name}.", f".{NEW}.")[:-1]].detach().clone()
                 weight.requires_grad_(False)
+
+
+def _is_of(key: str, name: str) -> bool:
+    """Whether a parameter is one of the adapter `name`; those of an embedding end with it."""
+    return f".{name}." in f"{key}."

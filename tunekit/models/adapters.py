@@ -56,18 +56,19 @@ def add_lora(
         adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise RecipeError(f"adapter: {error}", f"Linear modules of this model: {', '.join(sorted(linear))}") from error
-    _whole_modules_in_fp32(adapted, model.dtype)
+    whole_modules_in_fp32(adapted, model.dtype)
     for name, parameter in adapted.named_parameters():
         if routers.intersection(name.split(".")):  # peft adapts those of fused experts whatever is excluded
             parameter.requires_grad_(False)
     return adapted
 
 
-def _whole_modules_in_fp32(adapted: PeftModel, dtype: torch.dtype) -> None:
-    for name, module in adapted.named_modules():
+def whole_modules_in_fp32(adapted: PeftModel, dtype: torch.dtype, name: str = NEW) -> None:
+    """The modules that the adapter `name` has whole, in fp32 between parts of a model in `dtype`."""
+    for path, module in adapted.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            last = name.rpartition(".")[2] in HEADS  # after which nothing comes that needs `dtype`
-            _train_in_fp32(module.modules_to_save[NEW], torch.float32 if last else dtype)
+            last = path.rpartition(".")[2] in HEADS  # after which nothing comes that needs `dtype`
+            _train_in_fp32(module.modules_to_save[name], torch.float32 if last else dtype)
 
 
 def _train_in_fp32(module: nn.Module, dtype: torch.dtype) -> None:
@@ -118,7 +119,7 @@ def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
     use_fused_layer(config)
     with fitting(path):
         adapted = PeftModel.from_pretrained(model, path, is_trainable=True, config=config)
-    _whole_modules_in_fp32(adapted, model.dtype)
+    whole_modules_in_fp32(adapted, model.dtype)
     return adapted
 
 
@@ -156,6 +157,7 @@ def joined(adapted: nn.Module) -> Iterator[None]:
     if not isinstance(adapted, PeftModel) or START not in adapted.peft_config:
         yield
         return
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     # The joined adapter takes its settings from the first, but has both scales in its weights.
     first: Any = adapted.peft_config[START]
     adapted.peft_config[START] = replace(first, use_rslora=False, init_lora_weights=True)
@@ -167,6 +169,8 @@ def joined(adapted: nn.Module) -> Iterator[None]:
         adapted.delete_adapter(JOINED)
         adapted.peft_config[START] = first
         _activate_both(adapted)
+        for parameter in trained:  # also of an adapter that does not act here, such as a value function's
+            parameter.requires_grad_(True)
 
 
 def _activate_both(adapted: PeftModel) -> None:

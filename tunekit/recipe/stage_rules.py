@@ -158,6 +158,9 @@ def _online(recipe: Recipe, stage: str) -> Iterator[Conflict]:
     if recipe.value_model == "adapter" and recipe.adapter.type != "lora":
         message = "adapter: needs a policy that is an adapter too; set adapter: lora, or value_model: null"
         yield Conflict("value_model", ("value_model", "adapter.type"), message)
+    if recipe.value_model == "adapter" and recipe.adapter.start_from == "new":
+        message = "adapter: does not go with adapter.from: new, where two adapters act together; set from: continue"
+        yield Conflict("value_model", ("value_model", "adapter.start_from"), message)
     if recipe.value_model == "adapter" and train.activation_checkpointing:
         message = "does not go with value_model: adapter, which switches adapters between forward and backward pass"
         yield Conflict("train.activation_checkpointing", ("train.activation_checkpointing", "value_model"), message)

@@ -92,7 +92,14 @@ class Collector:
         totals = np.where(scores.valid, scores.total - self.missing_eos_penalty * ~ended, np.nan)
         rows, more = self.method.assign(rows, torch.from_numpy(totals).view(len(asked), -1))
         gauges |= more | answer_gauges(completions, scores)
+        known = totals[scores.valid]
+        gauges |= {"answers": float(len(known)), "total_std": float(known.std()) if len(known) else 0.0}
         used = scores.valid & (ended if self.leaves_out_cut else True)
+        if not scores.valid.any():
+            raise DataError(
+                f"rollout {number}: each of {len(rows)} answers has a reward that failed: nothing is left to train on",
+                "Mend the rewards or the rows that the warnings name.",
+            )
         if not used.any():
             raise DataError(
                 f"rollout {number}: none of {len(rows)} answers ended by itself within rollout.max_new_tokens: "
@@ -113,7 +120,7 @@ class Collector:
         own = self.keeps_old or self.checked or self.actor.value is not None or number == 0
         columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("old", "values", "reference")}
         self.actor.eval()
-        with as_trained(self.actor.model):
+        with as_trained(self.actor):
             for start in range(0, len(rows), self.batch_size):
                 poll()
                 batch = self.actor.batch(rows[start : start + self.batch_size])

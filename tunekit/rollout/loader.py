@@ -19,6 +19,7 @@ from tunekit.data.plan import Plan
 from tunekit.data.rows import Example, Sampled, Tokens
 from tunekit.errors import DataError
 from tunekit.rollout.collect import Asked, Collector, Rollout
+from tunekit.rollout.watch import RolloutWatch
 
 log = logging.getLogger("tunekit")
 
@@ -32,7 +33,8 @@ class RolloutLoader:
     """prompts: of the data, `plan` their order, a step of it being those of one rollout
 
     passes, mini_batches: over each rollout, and optimizer steps in each of these;  batch_size: answers a micro-batch
-    seen: is told of each rollout;  moved: whether the rest of the passes are to be left out
+    seen: is told of each rollout;  moved: whether the rest of the passes are to be left out;
+    watch: is kept with the rest
     """
 
     prompts: Sequence[Asked]
@@ -47,6 +49,7 @@ class RolloutLoader:
     dynamic: bool = False
     seen: Callable[[int, Rollout], None] = lambda step, rollout: None
     moved: Callable[[], bool] = lambda: False
+    watch: RolloutWatch | None = None
     rollouts: int = 0  # made so far
     asked: int = 0  # steps of the plan that were used
     done: int = 0  # mini-batches of the rollout in hand that were trained on
@@ -75,7 +78,7 @@ class RolloutLoader:
         return int(after) > int(before)
 
     def _next(self, asked: Iterator[Any], number: int, poll: Callable[[], None]) -> dict[str, float]:
-        """Takes the next rollout in hand, and returns its gauges."""
+        """Takes the next rollout in hand, and returns its gauges; of one that was asked again, those of the first."""
         found: list[Rollout] = []
         used = self.asked
         seed = int(np.random.default_rng([self.seed, self.rollouts]).integers(2**62))
@@ -87,15 +90,15 @@ class RolloutLoader:
             first = len(found) * self.plan.batch_size  # of the groups of this one
             found.append(replace(rollout, rows=[replace(row, group=row.group + first) for row in rollout.rows]))
             rows = [row for each in found for row in _different(each.rows)] if self.dynamic else found[0].rows
-            groups = self.plan.batch_size * self.collector.num_generations
-            if not self.dynamic or len(rows) >= groups or len(found) > MORE_PROMPTS:
+            wanted = self.plan.batch_size * self.collector.num_generations
+            if not self.dynamic or len(rows) >= wanted or len(found) > MORE_PROMPTS:
                 break
         rollout = found[0]
         self.equal = 0 if any(_tells_apart(each) for each in found) else self.equal + 1
         if self.equal == EQUAL_ROLLOUTS:
             self._nothing_to_learn(rollout.gauges["reward"])
         # Where nothing differs, the rows stay: the step is then made of zeros.
-        self.rows, self.asked, self.done = rows[:groups] if self.dynamic and rows else rollout.rows, used, 0
+        self.rows, self.asked, self.done = rows[:wanted] if self.dynamic and rows else rollout.rows, used, 0
         self.left = False
         self.epochs = self.epochs[1], epoch
         self.rollouts += 1
@@ -140,12 +143,16 @@ class RolloutLoader:
     def state_dict(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in KEPT}
         counts["left"] = self.done > 0 and (self.left or self.moved())
-        return {**counts, "method": self.collector.method.state_dict(), "rows": _as_tensors(self.rows)}
+        watched = self.watch.state_dict() if self.watch else None
+        method = self.collector.method.state_dict()
+        return {**counts, "watch": watched, "method": method, "rows": _as_tensors(self.rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in KEPT:
             setattr(self, name, state[name])
         self.collector.method.load_state_dict(state["method"])
+        if self.watch:
+            self.watch.load_state_dict(state["watch"])
         self.rows = _from_tensors(state["rows"])
 
     def report(self) -> dict[str, Any]:
@@ -155,7 +162,9 @@ class RolloutLoader:
 def _tells_apart(rollout: Rollout) -> bool:
     """Whether the rewards say of any two answers that one is better: of two to one prompt, where those are compared."""
     gauges = rollout.gauges
-    return gauges["equal_groups"] < 1 if "equal_groups" in gauges else gauges["reward_std"] > 1e-9
+    if "equal_groups" in gauges:
+        return gauges["equal_groups"] < 1
+    return gauges.get("answers", 2) < 2 or gauges.get("total_std", gauges["reward_std"]) > 1e-9
 
 
 def _different(rows: Sequence[Sampled]) -> list[Sampled]:

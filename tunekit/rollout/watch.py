@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tunekit.errors import Diverged
 
@@ -10,6 +11,7 @@ SHORT = 0.1  # share of the length at the first rollout
 CUT = 0.9  # share of answers that do not end by themselves
 REPEATED = 0.5
 CLIPPED = 0.5
+FEWEST = 8  # answers from whose spread a standard error can be told
 STANDARD_ERRORS = 5.0  # below 0 at which a mean that cannot be negative says that something is wrong
 LOWER = "lower train.learning_rate, or raise objective.kl_coef (of grpo and rloo: objective.beta)"
 
@@ -29,6 +31,12 @@ class RolloutWatch:
     first_length: float | None = None
     last_update: float = 0.0
     said: set[str] = field(default_factory=set)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first_length": self.first_length, "said": sorted(self.said)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.first_length, self.said = state["first_length"], set(state["said"])
 
     def moved(self) -> bool:
         return self.update_kl is not None and self.last_update > self.update_kl
@@ -55,7 +63,7 @@ class RolloutWatch:
         if "kl" not in metrics:
             return
         kl, error = metrics["kl"], metrics["kl_error"]
-        if kl < -STANDARD_ERRORS * max(error, 0.01):
+        if metrics.get("answers", FEWEST) >= FEWEST and kl < -STANDARD_ERRORS * max(error, 0.01):
             raise Diverged(
                 f"step {step}: divergence from the reference {kl:.2f} nats an answer, {-kl / max(error, 0.01):.0f} "
                 "standard errors below 0, which no policy has on its own answers: they come from another distribution",

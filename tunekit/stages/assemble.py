@@ -10,8 +10,9 @@ import torch
 from tunekit.errors import RecipeError
 from tunekit.files import sha256
 from tunekit.models import adapters
+from tunekit.models.adapter_roles import ADAPTER
 from tunekit.models.export import generation_config
-from tunekit.models.load import load_model, resolve_dtype
+from tunekit.models.load import load_model, locate, resolve_dtype, weights_hash
 from tunekit.models.policy import Policy
 from tunekit.objectives.objective import Objective
 from tunekit.recipe.losses import USERS_OWN
@@ -191,11 +192,20 @@ KEPT = (
 )
 
 
-def own_losses(recipe: Recipe) -> list[str] | None:
-    """The hash of each file that `objective.loss` names."""
-    return [
-        sha256(Path(name.rpartition(":")[0])) for name in recipe.objective.loss or () if USERS_OWN.fullmatch(name)
-    ] or None
+def own_files(recipe: Recipe) -> list[str] | None:
+    """The hash of each file of the user's own that decides what is trained: losses, rewards, schemas of rewards."""
+    rewards = recipe.rewards or ()
+    named = [*(recipe.objective.loss or ()), *(each.function or "" for each in rewards)]
+    files = [name.rpartition(":")[0] for name in named if USERS_OWN.fullmatch(name)]
+    files += [each.schema_path for each in rewards if each.schema_path]
+    return [sha256(Path(file)) for file in files] or None
+
+
+def judges(recipe: Recipe) -> list[str | None] | None:
+    """The hash of the weights of each model that rewards answers, and of that which the value function starts from."""
+    names = [each.model for each in recipe.rewards or () if each.model]
+    names += [recipe.value_model] if recipe.value_model not in (None, ADAPTER) else []
+    return [weights_hash(locate(name)) for name in names] or None
 
 
 def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, Any], engine: Engine) -> dict[str, Any]:
@@ -211,7 +221,8 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
         "weights of the adapter to start from (sha256)": base_model.get("adapter", {}).get("sha256"),
         "data (hash of ids and masks)": rows.fingerprint,
         "labels and margins (hash)": None if rows.train_examples is None else rows.train_examples.fingerprint,
-        "losses of your own (sha256 of their files)": own_losses(recipe),
+        "losses and rewards of your own (sha256 of their files)": own_files(recipe),
+        "weights of reward and value models (sha256)": judges(recipe),
         "data.train weights": None if shares is None else list(shares),
         DATE: rows.facts["date"],
         "held-out data (hash of ids and masks)": rows.facts.get("held_out", {}).get("sha256"),

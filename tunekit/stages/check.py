@@ -18,12 +18,13 @@ import numpy as np
 from transformers import set_seed
 
 from tunekit.data.rows import Example
-from tunekit.errors import MemoryExceeded, TunekitError
+from tunekit.errors import DataError, MemoryExceeded, TunekitError
 from tunekit.models.load import Location, check_weights, default_device, load_config, resolve_dtype
 from tunekit.models.memory import MemoryNeed, memory_need
 from tunekit.models.reference import with_reference
 from tunekit.models.tiny_random import shrunk
 from tunekit.recipe.load import Resolved
+from tunekit.recipe.losses import ONLINE
 from tunekit.recipe.schema import Recipe
 from tunekit.stages import dpo, grpo, kto, ppo, reward, rloo, sft
 from tunekit.stages.assemble import make_training
@@ -176,7 +177,12 @@ def _steps(found: _Found) -> str:
         model = shrunk(config)
         model.save_pretrained(scratch)
         tiny = Base(Location(f"tiny-random/{model.config.model_type}", scratch), base.tokenizer)
-        losses = _try(_for_tiny(recipe), tiny, rows, Path(scratch), found.allow_code)
+        try:
+            losses = _try(_for_tiny(recipe), tiny, rows, Path(scratch), found.allow_code)
+        except DataError as error:
+            if recipe.stage not in ONLINE:
+                raise
+            return f"not tried: on the answers of a random model, which say nothing of those of yours: {error.message}"
     return f"{STEPS} optimizer steps of {tiny.location.name}, loss " + " -> ".join(f"{loss:.4f}" for loss in losses)
 
 

@@ -46,11 +46,12 @@ SAMPLES_FILE = "samples.jsonl"
 
 @dataclass(frozen=True)
 class Online:
-    """The parts of a run that are other ones than where rows are given: rows with their loader, evaluation, watch."""
+    """The parts of a run that are other ones than where rows are given; `close` lets go of what asks the policy."""
 
     rows: Rows
     evaluate: Evaluate
     watch: RolloutWatch
+    close: Callable[[], None]
 
 
 def make_actor(recipe: Recipe, base: Base, rows: Rows, engine: Engine, value: Callable[..., Value] | None) -> Actor:
@@ -117,7 +118,7 @@ def prepare(
     loader.seen = _show_samples(recipe, folder)
     held_out = [] if rows.held_out_examples is None else asked_of(rows.held_out_examples)
     check_prompts(rewards, [each.prompt for each in held_out])
-    return Online(replace(rows, loader=loader), evaluation(collector, held_out, recipe), watch)
+    return Online(replace(rows, loader=loader), evaluation(collector, held_out, recipe), watch, collector.sampler.close)
 
 
 def asked_of(examples: Examples) -> list[Asked]:
@@ -184,6 +185,7 @@ def _loader(
         terminators=rows.loader.terminators,
         dynamic=bool(recipe.objective.dynamic_sampling),
         moved=watch.moved,
+        watch=watch,
     )
 
 

@@ -9,7 +9,7 @@ from types import FrameType
 
 from tunekit.errors import Interrupted, Preempted
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 COMMAND = (sys.executable, "-m", "tunekit")
 
@@ -63,6 +63,7 @@ class Children:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        number = signal.SIGTERM if number == signal.SIGHUP else number  # a terminal that closes: save and leave
         if self._child is not None:
             self._child.send_signal(number)
         elif self._starting:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from tunekit.models.actor import Actor
-from tunekit.models.adapter_roles import is_adapted
+from tunekit.models.adapter_roles import is_adapted, stands_beside
 from tunekit.models.load import load_tokenizer, locate, passport_of, weights_hash
 from tunekit.models.reward import RewardModel, load_reward_model
 from tunekit.models.shared_reward import SharedReward
@@ -29,6 +29,8 @@ def reward_model(recipe: Recipe, policy: Actor, base: Base, name: str) -> Reward
 def _fits(name: str, adapter: Path, policy: Actor, base: Base) -> bool:
     """Whether the reward model is an adapter of the very base that the policy has in memory, and reads its tokens."""
     if not (adapter / "adapter_config.json").is_file() or base.start_from == "merge_first":
+        return False
+    if not stands_beside(adapter):
         return False
     location = locate(name)
     revision = getattr(policy.causal.config, "_commit_hash", None) or base.location.revision

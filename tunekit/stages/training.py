@@ -118,6 +118,8 @@ def run(
             result |= _progress(training, folder, [source.path for source in recipe.data.train])
             result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
             engine.close()
+            if online:
+                online.close()
         tasks.check_gates(recipe, measured, result)
     return result
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import AutoModelForSequenceClassification
 
 from tunekit.errors import RecipeError
@@ -48,5 +49,6 @@ def _separate(recipe: Recipe, base: Base, actor: Actor, engine: Engine) -> Value
         settings = recipe.adapter.model_dump(exclude={"type", "start_from"})
         adapters.add_lora(model, **settings, task_type="FEATURE_EXTRACTION")
     value = Value(head.weight.shape[1], model=backbone)
+    value.autocast = not lora and actor.dtype != torch.float32
     value.score.weight.data.copy_(head.weight)
     return value

@@ -112,10 +112,10 @@ def train(run: Training, stop: StopRequest) -> None:
     with stop.deferred(), ProgressLine(num_steps, state.step, run.schedule.logging_steps) as progress:
         if state.evaluation_due:
             _finish_step(run, stop)
+        if state.stopped_early:
+            return
         started = time.perf_counter()
         for step, micro_batches, epoch, ends_epoch, gauges in run.loader.steps(state.step, poll):
-            if state.stopped_early:
-                break
             run.policy.train()  # whatever came before this step (evaluation, generation) left it in evaluation mode
             batches = [run.policy.batch(rows) for rows in micro_batches]
             result = backward(module, run.objective, batches, run.engine)
@@ -137,6 +137,8 @@ def train(run: Training, stop: StopRequest) -> None:
                 log.warning("step %d: %s", step, warning)
             progress.advance(step, {"loss": result.loss, **gauges}, result.num_tokens, seconds)
             _finish_step(run, stop)
+            if state.stopped_early:
+                break
             started = time.perf_counter()
 
 
@@ -215,7 +217,9 @@ def _evaluate(run: Training, stop: StopRequest) -> bool:
         raise Diverged(f"step {state.step}: held-out loss {loss}: not finite", "Lower train.learning_rate.")
     record(run, values)
     log.info("step %d  %s", state.step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
-    metric = values[schedule.metric_for_best_model]
+    metric = values.get(schedule.metric_for_best_model)
+    if metric is None:  # only tasks were measured: nothing says which step is best
+        return False
     sign = 1 if schedule.greater_is_better else -1
     if state.best_metric is None or sign * metric > sign * state.best_metric:
         state.best_metric, state.best_step, state.evaluations_without_gain = metric, state.step, 0

@@ -40,7 +40,10 @@ class MetricsFile:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a last line cut short by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    # Not splitlines: JSON may have characters in its texts at which Python ends a line.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        if not line:
+            continue
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
