@@ -31,18 +31,24 @@ def segment_inputs(
 
     `prompts`: of each segment, how many tokens of the last segment with 0 here come before its own (None: all 0).
 
-    The empty four-dimensional mask says "already prepared": transformers hands it on untouched instead of building a
-    `(T, T)` mask, and the attention below never reads it.
     """
     prompts = tuple(prompts or [0] * len(lengths))
     positions = torch.cat([torch.arange(start, start + n) for start, n in zip(prompts, lengths, strict=True)])
     return {
         "position_ids": positions[None].to(device),
-        "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
+        "attention_mask": prepared_mask(device),
         "segments": tuple(lengths),
         "prompts": prompts,
         "use_cache": False,
     }
+
+
+def prepared_mask(device: torch.device) -> Tensor:
+    """Says "already prepared": transformers hands an empty four-dimensional mask on untouched instead of building a
+
+    `(T, T)` one, and the attention below never reads it.
+    """
+    return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
 
 
 def segment_attention(

@@ -30,8 +30,16 @@ class Method(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class _Stateless:
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
 @dataclass
-class Grouped:
+class Grouped(_Stateless):
     """GRPO and its variants: an answer is compared with the others to its prompt."""
 
     scale: str
@@ -42,15 +50,9 @@ class Grouped:
         gauges = _group_gauges(rewards) | {"advantage_std": float(advantages.std())}
         return _spread(rows, advantages, self.by_tokens), gauges
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
-
 
 @dataclass
-class LeaveOneOut:
+class LeaveOneOut(_Stateless):
     """RLOO: the divergence from the reference, k1 summed over the answer, is taken off its reward (`beta` a nat)."""
 
     beta: float
@@ -63,12 +65,6 @@ class LeaveOneOut:
             rewards = rewards - self.beta * torch.tensor(np.array(ratios), dtype=rewards.dtype).view_as(rewards)
         advantages = leave_one_out(rewards, normalize=self.normalize)
         return _spread(rows, advantages, False), gauges | {"advantage_std": float(advantages.std())}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunekit.models.attention import segment_inputs
+from tunekit.models.attention import prepared_mask, segment_inputs
 from tunekit.models.generate import sampling_options
 from tunekit.models.key_values import KeyValues
 from tunekit.models.lora import as_trained
@@ -76,6 +76,26 @@ class _Answers:
     lengths: Tensor
     ended: Tensor
 
+    @classmethod
+    def empty(cls, count: int, longest: int, device: torch.device) -> "_Answers":
+        return cls(
+            torch.zeros(count, longest, dtype=torch.long, device=device),
+            torch.zeros(count, longest, device=device),
+            torch.zeros(count, longest, device=device),
+            torch.full((count,), longest, device=device),
+            torch.zeros(count, dtype=torch.bool, device=device),
+        )
+
+    def add(
+        self, column: int, active: Tensor, tokens: Tensor, logprobs: Tensor, entropies: Tensor, ends: Tensor
+    ) -> Tensor:
+        """Takes the tokens of the answers `active (B,)`, and returns which of these go on, as numbers in `active`."""
+        self.ids[active, column], self.logprobs[active, column] = tokens, logprobs
+        self.entropies[active, column] = entropies
+        ending = torch.isin(tokens, ends) & ~self.ended[active]
+        self.ended[active[ending]], self.lengths[active[ending]] = True, column + 1
+        return torch.nonzero(~self.ended[active]).squeeze(1)
+
     def completions(self) -> Iterator[Completion]:
         for row, length in enumerate(self.lengths.tolist()):
             ids, logprobs, entropies = (each[row, :length] for each in (self.ids, self.logprobs, self.entropies))
@@ -96,33 +116,16 @@ def _write(
     poll: Callable[[], None],
 ) -> Iterator[Completion]:
     """Answers to the prompts with the numbers `chunk`, in order."""
-    device, size = policy.causal.device, (len(chunk), sampling.max_new_tokens)
-    drawn = _Answers(
-        torch.zeros(size, dtype=torch.long, device=device),
-        torch.zeros(size, device=device),
-        torch.zeros(size, device=device),
-        torch.full(size[:1], sampling.max_new_tokens, device=device),
-        torch.zeros(size[:1], dtype=torch.bool, device=device),
-    )
-    different = sorted(set(chunk), key=lambda i: len(prompts[i]))
-    lengths = [len(prompts[i]) for i in different]
-    place = {prompt: number for number, prompt in enumerate(different)}
-    prompt_of = [place[i] for i in chunk]
-    cache = KeyValues(lengths, prompt_of, device)
-    ids = torch.tensor([token for i in different for token in prompts[i]], device=device)
-    lasts = torch.tensor(lengths, device=device).cumsum(0) - 1
+    device = policy.causal.device
+    drawn = _Answers.empty(len(chunk), sampling.max_new_tokens, device)
     head = policy.head_weight if policy.chunked_head else None
-    logits = _logits(policy, head, ids, segment_inputs(lengths, device) | {"cache": cache}, lasts)[prompt_of]
+    cache, logits = _read(policy, head, prompts, chunk)
     active = torch.arange(len(chunk), device=device)  # which answer each row of the batch is
     ends = torch.tensor(sorted(sampling.ends), dtype=torch.long, device=device)
     for column in range(sampling.max_new_tokens):
         poll()
         tokens, logprobs, entropies = draw(logits, sampling, generator)
-        drawn.ids[active, column], drawn.logprobs[active, column] = tokens, logprobs
-        drawn.entropies[active, column] = entropies
-        ending = torch.isin(tokens, ends) & ~drawn.ended[active]
-        drawn.ended[active[ending]], drawn.lengths[active[ending]] = True, column + 1
-        going = torch.nonzero(~drawn.ended[active]).squeeze(1)
+        going = drawn.add(column, active, tokens, logprobs, entropies, ends)
         if len(going) == 0 or column + 1 == sampling.max_new_tokens:
             break
         if len(going) <= (1 - LEAVING) * len(active):
@@ -130,13 +133,24 @@ def _write(
             active, tokens = active[going], tokens[going]
         layout = {"position_ids": cache.positions[None], "use_cache": False, "cache": cache}
         cache.advance()
-        logits = _logits(policy, head, tokens, segment_free(layout, device))
+        logits = _logits(policy, head, tokens, {**layout, "attention_mask": prepared_mask(device)})
     return drawn.completions()
 
 
-def segment_free(layout: dict[str, object], device: torch.device) -> dict[str, object]:
-    """`layout` with the mask that transformers takes for prepared (see `segment_inputs`)."""
-    return {**layout, "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)}
+def _read(
+    policy: Policy, head: Tensor | None, prompts: Sequence[Sequence[int]], chunk: Sequence[int]
+) -> tuple[KeyValues, Tensor]:
+    """The prompts with the numbers `chunk`, each of them once: keys and values, and logits `(A, V)` behind them."""
+    device = policy.causal.device
+    different = sorted(set(chunk), key=lambda i: len(prompts[i]))
+    lengths = [len(prompts[i]) for i in different]
+    place = {prompt: number for number, prompt in enumerate(different)}
+    prompt_of = [place[i] for i in chunk]
+    cache = KeyValues(lengths, prompt_of, device)
+    ids = torch.tensor([token for i in different for token in prompts[i]], device=device)
+    lasts = torch.tensor(lengths, device=device).cumsum(0) - 1
+    layout = segment_inputs(lengths, device) | {"cache": cache}
+    return cache, _logits(policy, head, ids, layout, lasts)[prompt_of]
 
 
 def _logits(

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from tunekit.data.examples import Examples
 from tunekit.data.plan import Plan
 from tunekit.data.rows import Prompt
 from tunekit.data.template import after_the_end
-from tunekit.models.actor import Actor, Value, reference_of
+from tunekit.models.actor import Actor, Reference, Value, reference_of
 from tunekit.models.adapter_roles import is_adapted
 from tunekit.models.policy import Policy
 from tunekit.recipe.schema import Recipe
@@ -23,7 +23,7 @@ from tunekit.rollout.builtin import Builtin
 from tunekit.rollout.collect import Asked, Collector, Rollout
 from tunekit.rollout.loader import RolloutLoader
 from tunekit.rollout.openai import OpenAIEndpoint
-from tunekit.rollout.rewards import check_prompts, make_rewards, score
+from tunekit.rollout.rewards import Source, check_prompts, make_rewards, score
 from tunekit.rollout.samples import Sampler, Sampling
 from tunekit.rollout.vllm import VllmServer
 from tunekit.rollout.watch import RolloutWatch
@@ -72,53 +72,72 @@ def prepare(
 ) -> Online:
     """Rollouts in place of rows. `coefficient`: of the divergence from the reference;  `code`: the user's may run."""
     assert isinstance(policy, Actor) and rows.train_examples is not None
-    objective, rollout = recipe.objective, recipe.rollout
-    settings = [each.model_dump() for each in recipe.rewards or ()]
+    prompts = asked_of(rows.train_examples)
+    held_out = [] if rows.held_out_examples is None else asked_of(rows.held_out_examples)
     rewards = make_rewards(
-        settings,
+        [each.model_dump() for each in recipe.rewards or ()],
         allow_code=code,
         model=partial(reward_model, recipe, policy, base),
         tokenizer=base.tokenizer,
         dtype=recipe.model.dtype,
     )
-    prompts = asked_of(rows.train_examples)
-    check_prompts(rewards, [each.prompt for each in prompts])
-    sampling = Sampling(
-        rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k, terminators_of(policy)
-    )
-    passes = (objective.num_ppo_epochs or objective.num_iterations or 1, objective.num_mini_batches or 1)
-    needed = coefficient > 0 or objective.kl_target is not None or is_adapted(policy.model)
-    collector = Collector(
+    check_prompts(rewards, [each.prompt for each in [*prompts, *held_out]])
+    needed = coefficient > 0 or recipe.objective.kl_target is not None or is_adapted(policy.model)
+    reference = reference_of(policy) if needed else None
+    collector = _collector(recipe, policy, base, folder, rewards, method, reference, coefficient)
+    watch = _watch(recipe, policy, needed)
+    loader = _loader(recipe, prompts, collector, rows, watch)
+    loader.seen = _show_samples(recipe, folder)
+    return Online(replace(rows, loader=loader), evaluation(collector, held_out, recipe), watch, collector.sampler.close)
+
+
+def _passes(recipe: Recipe) -> tuple[int, int]:
+    """Over each rollout, and optimizer steps in each of these."""
+    objective = recipe.objective
+    return objective.num_ppo_epochs or objective.num_iterations or 1, objective.num_mini_batches or 1
+
+
+def _collector(
+    recipe: Recipe,
+    policy: Actor,
+    base: Base,
+    folder: Path,
+    rewards: Sequence[Source],
+    method: Method,
+    reference: Reference | None,
+    coefficient: float,
+) -> Collector:
+    objective, rollout = recipe.objective, recipe.rollout
+    ends = terminators_of(policy)
+    return Collector(
         actor=policy,
         sampler=_sampler(recipe, base, folder),
         tokenizer=base.tokenizer,
         rewards=rewards,
         method=method,
-        reference=reference_of(policy) if needed else None,
-        sampling=sampling,
+        reference=reference,
+        sampling=Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k, ends),
         num_generations=rollout.num_generations,
         batch_size=recipe.eval.per_device_eval_batch_size,
         failures=recipe.limits.reward_failures,
-        keeps_old=passes != (1, 1) or recipe.stage == "ppo" or (recipe.stage == "rloo" and coefficient > 0),
+        keeps_old=_passes(recipe) != (1, 1) or recipe.stage == "ppo" or (recipe.stage == "rloo" and coefficient > 0),
         checked=rollout.engine != "builtin",  # a server may hold other weights, or be slow to take them
         leaves_out_cut=bool(objective.mask_truncated_completions),
         missing_eos_penalty=objective.missing_eos_penalty or 0.0,
-        tail=after_the_end(base.tokenizer, sampling.ends),
+        tail=after_the_end(base.tokenizer, ends),
     )
-    plain = rollout.top_p == 1 and not rollout.top_k
+
+
+def _watch(recipe: Recipe, policy: Actor, has_reference: bool) -> RolloutWatch:
+    plain = recipe.rollout.top_p == 1 and not recipe.rollout.top_k
     if not plain:
         log.info("rollout.top_p and top_k cut the distribution that answers are drawn from: it is not the trained one")
-    watch = RolloutWatch(
-        kl=recipe.limits.kl if needed else None,
+    return RolloutWatch(
+        kl=recipe.limits.kl if has_reference else None,
         entropy=recipe.limits.entropy,
         update_kl=recipe.limits.update_kl,
         sampling=SAMPLING_BOUND.get(policy.dtype) if plain else None,
     )
-    loader = _loader(recipe, prompts, collector, rows, passes, watch)
-    loader.seen = _show_samples(recipe, folder)
-    held_out = [] if rows.held_out_examples is None else asked_of(rows.held_out_examples)
-    check_prompts(rewards, [each.prompt for each in held_out])
-    return Online(replace(rows, loader=loader), evaluation(collector, held_out, recipe), watch, collector.sampler.close)
 
 
 def asked_of(examples: Examples) -> list[Asked]:
@@ -151,11 +170,10 @@ def _loader(
     prompts: list[Asked],
     collector: Collector,
     rows: Rows,
-    passes: tuple[int, int],
     watch: RolloutWatch,
 ) -> RolloutLoader:
     assert rows.train_examples is not None
-    settings = recipe.train
+    settings, passes = recipe.train, _passes(recipe)
     order = Plan(
         lengths=rows.train_examples.lengths,
         batch_size=recipe.rollout.num_prompts,
