@@ -1,6 +1,6 @@
 """Makes examples/data/arithmetic: word problems of one step, each with its answer; none is in both files.
 
-    python examples/make_arithmetic.py
+python examples/make_arithmetic.py
 """
 
 import json
@@ -33,7 +33,8 @@ def main() -> None:
     for name, size in SIZES.items():
         with (FOLDER / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for _, (question, answer) in zip(range(size), rows, strict=False):
-                file.write(json.dumps({"prompt": [{"role": "user", "content": question}], "answer": str(answer)}) + "\n")
+                row = {"prompt": [{"role": "user", "content": question}], "answer": str(answer)}
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

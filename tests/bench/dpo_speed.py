@@ -9,14 +9,10 @@ is not counted.
 """
 
 import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
 import time
 from typing import Any
+
+from sides import compare, measured
 
 WARM_UP, BATCH = 1, 2
 SIDES = ("tunekit", "tunekit-checkpointing", "trl", "trl-checkpointing")
@@ -28,26 +24,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.side:
-        os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with tempfile.TemporaryDirectory() as cache:
-            os.environ["TUNEKIT_BENCH"] = cache
-            print(json.dumps((run_tunekit if arguments.side.startswith("tunekit") else run_trl)(arguments)))
-        return
-    results = {}
-    for side in SIDES:
-        command = [sys.executable, *sys.argv, "--side", side]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-        results[side] = result = json.loads(output.splitlines()[-1])
-        figures = f"{result['rate']:.4f} pairs/CPU s   {result['peak_gb']:5.2f} GB peak   loss {result['loss']:.4f}"
-        print(f"{side:22} {figures}", flush=True)
-    for name in ("", "-checkpointing"):
-        ours, theirs = results[f"tunekit{name}"], results[f"trl{name}"]
-        ratio = f"{ours['rate'] / theirs['rate']:.2f} times the pairs"
-        print(f"tunekit{name} / trl{name}: {ratio}, {ours['peak_gb'] / theirs['peak_gb']:.2f} of the memory")
+    sides = {name: run_tunekit if name.startswith("tunekit") else run_trl for name in SIDES}
+    compare(parser, sides, "pairs", [("tunekit", "trl"), ("tunekit-checkpointing", "trl-checkpointing")])
 
 
 def read(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any], list[Any]]:
@@ -72,11 +50,6 @@ def read(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any], list[Any]]
         if len(rows) == BATCH * (arguments.steps + WARM_UP):
             break
     return location, tokenizer, rows, pairs
-
-
-def measured(start: float, pairs: int, loss: float) -> dict[str, float]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"rate": pairs / (time.process_time() - start), "peak_gb": peak, "loss": loss}
 
 
 def run_tunekit(arguments: argparse.Namespace) -> dict[str, float]:
@@ -112,7 +85,7 @@ def run_tunekit(arguments: argparse.Namespace) -> dict[str, float]:
         policy.train()
         result = backward(policy, objective, [batch], engine)
         update(result, list(parameters.values()), optimizer, 1.0)
-    return measured(start, BATCH * arguments.steps, result.loss)
+    return measured(start, BATCH * arguments.steps, loss=result.loss)
 
 
 def _batched(pairs: list[Any]) -> list[list[Any]]:
@@ -136,7 +109,7 @@ def run_trl(arguments: argparse.Namespace) -> dict[str, float]:
                 started.append(time.process_time())
 
     config = DPOConfig(
-        output_dir=os.environ["TUNEKIT_BENCH"],
+        output_dir=arguments.scratch,
         per_device_train_batch_size=BATCH,
         num_train_epochs=1,
         learning_rate=1e-5,
@@ -164,7 +137,7 @@ def run_trl(arguments: argparse.Namespace) -> dict[str, float]:
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return measured(started[0], BATCH * arguments.steps, losses[-1])
+    return measured(started[0], BATCH * arguments.steps, loss=losses[-1])
 
 
 if __name__ == "__main__":

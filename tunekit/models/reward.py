@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,24 +81,15 @@ class RewardModel:
 
 def load_reward_model(name: str, dtype: str = "auto", batch_size: int = 16) -> RewardModel:
     """Raises `RecipeError` where `name` is no sequence-classification model with one output."""
-    location, device = locate(name), default_device()
-    tokenizer = load_tokenizer(location)
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            location.path,
-            revision=location.revision or "main",
-            dtype=resolve_dtype(dtype, device),
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model: {name}: cannot be loaded as a reward model: {error}") from error
+    model, info = _loaded(name, dtype, "model", "a reward model")
+    tokenizer = load_tokenizer(locate(name))
     if info["missing_keys"] or model.config.num_labels != 1:
         what = f"its head is missing ({', '.join(sorted(info['missing_keys']))})" if info["missing_keys"] else (
             f"it has {model.config.num_labels} outputs"
         )  # fmt: skip
         raise RecipeError(f"model: {name} is no reward model: {what}", "A task of kind preference needs one.")
     model.config.pad_token_id = tokenizer.pad_token_id
-    return RewardModel(model.to(device).eval(), tokenizer, batch_size, Context.of(name, model, tokenizer))
+    return RewardModel(model.eval(), tokenizer, batch_size, Context.of(name, model, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -148,6 +140,20 @@ class Classifier:
 
 def load_classifier(name: str, dtype: str = "auto") -> Classifier:
     """Raises `RecipeError` where `name` is no sequence-classification model with several labels."""
+    model, info = _loaded(name, dtype, "rewards: model", "a classifier")
+    if info["missing_keys"]:
+        raise RecipeError(f"rewards: model: {name} is no classifier: its head is missing")
+    if model.config.num_labels == 1 and model.config.problem_type != "multi_label_classification":
+        raise RecipeError(
+            f"rewards: model: {name} is no classifier: it has one output", "It may be a reward model: leave out label."
+        )
+    tokenizer = load_tokenizer(locate(name))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Classifier(name, model.eval(), tokenizer, Context.of(name, model, tokenizer))
+
+
+def _loaded(name: str, dtype: str, key: str, what: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A sequence-classification model on the default device, and what transformers says of its weights."""
     location, device = locate(name), default_device()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -157,13 +163,5 @@ def load_classifier(name: str, dtype: str = "auto") -> Classifier:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"rewards: model: {name}: cannot be loaded as a classifier: {error}") from error
-    if info["missing_keys"]:
-        raise RecipeError(f"rewards: model: {name} is no classifier: its head is missing")
-    if model.config.num_labels == 1 and model.config.problem_type != "multi_label_classification":
-        raise RecipeError(
-            f"rewards: model: {name} is no classifier: it has one output", "It may be a reward model: leave out label."
-        )
-    tokenizer = load_tokenizer(location)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return Classifier(name, model.to(device).eval(), tokenizer, Context.of(name, model, tokenizer))
+        raise RecipeError(f"{key}: {name}: cannot be loaded as {what}: {error}") from error
+    return model.to(device), info
