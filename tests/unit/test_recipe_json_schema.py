@@ -76,7 +76,10 @@ def test_every_value_of_every_key_is_accepted_by_both_or_by_neither(section: str
         assert VALIDATOR.is_valid(recipe) == accepted(recipe), f"{section}.{key}: {value!r}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "rlhf"]  # which is a pipeline
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_as_written_and_as_resolved(path: Path) -> None:
     VALIDATOR.validate(parse(path.read_text(), str(path)).value)
     VALIDATOR.validate(as_dict(load(path))["recipe"])

@@ -133,7 +133,7 @@ def _not_online(recipe: Recipe, stage: str) -> Iterator[Conflict]:
     for name in ONLY_ONLINE:
         if getattr(recipe, name) != Recipe.model_fields[name].default:
             message = f"is for stages {', '.join(ONLINE)}, and this is {stage}; remove it"
-            yield Conflict(name, (name, "stage", "objective.loss"), message)
+            yield Conflict(name, (name, "stage", "objective", "objective.loss"), message)
 
 
 def _online(recipe: Recipe, stage: str) -> Iterator[Conflict]:

@@ -350,7 +350,7 @@ UNKNOWN = [
     ("train: {Learning_Rate: 1}", "train.learning_rate"),
     ("train: {learning-rate: 1}", "train.learning_rate"),
     ("train: {max_step: 1}", "train.max_steps"),
-    ("train: {warmup: 1}", "train.warmup_steps"),
+    ("train: {warmup: 1}", "train.warmup_steps or train.warmup_ratio"),
     ("train: {gradient_acumulation_steps: 1}", "train.gradient_accumulation_steps"),
     ("eval: {step: 1}", "eval.steps"),
     ("eval: {metric: []}", "eval.metrics"),
