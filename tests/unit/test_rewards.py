@@ -16,7 +16,7 @@ from trl.rewards import accuracy_reward, think_format_reward
 
 from tunekit.data.rows import Prompt
 from tunekit.errors import DataError, RecipeError
-from tunekit.recipe.load import load_text
+from tunekit.recipe.load import load, load_text
 from tunekit.rollout.rewards import check_prompts, functions, make_rewards, score
 from tunekit.rollout.samples import Response
 
@@ -312,6 +312,7 @@ def test_rewards_that_compare_need_the_answers_of_the_rows() -> None:
     ("rewards", "said"),
     [
         ("{weight: 2}", "names neither of model and function"),
+        ("number_mach", "rewards.0.model: names a model; did you mean the function number_match?"),
         ("{model: m, function: length, target: 3}", "names both of model and function"),
         ("length", "length needs target"),
         ("{function: length, target: 3, pattern: x}", "rewards.0.pattern: has no effect with length; it is for regex"),
@@ -335,3 +336,12 @@ def test_the_other_name_of_rewards_is_said_where_it_stands() -> None:
     assert resolved.origins["rewards.0.model"] == "r.yaml:5" or resolved.origins["rewards"] == "r.yaml:5"
     with pytest.raises(RecipeError, match=r"r\.yaml:5:\d+.*\n.*reward_model: 5"):
         load_text(text.replace("out/reward", "5"), "r.yaml")
+
+
+def test_the_other_name_of_rewards_is_one_on_the_command_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stage: ppo\nmodel: m\ndata: d\noutput_dir: o\nreward_model: out/reward\n")
+    rewards = load(path, ("reward_model=out/other",)).recipe.rewards
+    assert rewards is not None and [each.model for each in rewards] == ["out/other"]
+    with pytest.raises(RecipeError, match="rewards: is missing"):
+        load(path, ("~reward_model",))

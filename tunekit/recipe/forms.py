@@ -39,7 +39,8 @@ def _reward(value: Any) -> Any:
 
 
 def our_name(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The path with its key under the name that we keep."""
+    """The path with its key, or its section, under the name that we keep."""
+    path = (SECTIONS.get(path[0], path[0]), *path[1:]) if path else path
     return (*SYNONYMS.get(path[:2], path[:2]), *path[2:])
 
 

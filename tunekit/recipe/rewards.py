@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -80,6 +81,10 @@ def reward_conflicts(rewards: Sequence[Reward]) -> Iterator[Conflict]:
             yield Conflict(at, keys, f"names {found} of model and function; give one of them")
         else:
             yield from _keys(reward, at, keys)
+        near = get_close_matches(reward.model or "", REWARDS, 1, 0.8)
+        if near:
+            message = f"names a model; did you mean the function {near[0]}? A folder of this name is ./{reward.model}"
+            yield Conflict(f"{at}.model", keys, message)
         for name in ("pattern", "extract"):
             yield from _expression(getattr(reward, name), f"{at}.{name}", name == "extract")
 
