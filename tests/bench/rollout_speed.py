@@ -3,7 +3,8 @@
     python tests/bench/rollout_speed.py [--data FILE] [--model NAME] [--steps N]
 
 Each side runs in a process of its own with one thread; tokens are those of the answers. Rollouts: 16 prompts, one
-answer of 128 tokens each, with the bf16 model alone. Steps: 2 prompts x 8 answers of up to 64 tokens, LoRA of rank 16
+answer of 128 tokens each, with the bf16 model alone; groups: 4 answers to each of 8 prompts, with a LoRA adapter, each
+until it ends or has 128 tokens. Steps: 2 prompts x 8 answers of up to 64 tokens, LoRA of rank 16
 on all linear layers, bf16 weights, no reference, one update on each rollout; the first step is not counted. TRL runs
 without activation checkpointing, its fastest.
 """
@@ -17,6 +18,7 @@ from typing import Any
 from sides import compare, measured
 
 PROMPTS, LENGTH = 16, 128
+GROUPS, EACH = 8, 4
 ASKED, ANSWERS, LONGEST = 2, 8, 64
 WARM_UP = 1
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data" / "arithmetic" / "train.jsonl"
@@ -27,8 +29,9 @@ def main() -> None:
     parser.add_argument("--data", default=str(EXAMPLES), help="JSONL of prompts, or SVAMP.json")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--steps", type=int, default=3)
-    pairs = [("rollout", "generate"), ("grpo", "trl")]
-    compare(parser, {"rollout": rollout, "generate": generate, "grpo": grpo, "trl": trl}, "tokens", pairs)
+    sides = {"rollout": rollout, "generate": generate, "rollout-groups": rollout, "generate-groups": generate}
+    pairs = [("rollout", "generate"), ("rollout-groups", "generate-groups"), ("grpo", "trl")]
+    compare(parser, {**sides, "grpo": grpo, "trl": trl}, "tokens", pairs)
 
 
 def questions(arguments: argparse.Namespace, count: int) -> list[list[dict[str, str]]]:
@@ -65,31 +68,44 @@ def rollout(arguments: argparse.Namespace) -> dict[str, float]:
     from tunekit.rollout.builtin import Builtin
     from tunekit.rollout.samples import Sampling
 
-    actor, tokenizer, _ = loaded(arguments, adapter=False)
-    ids = all_prompt_ids(tokenizer, [Prompt(tuple(each), "") for each in questions(arguments, PROMPTS)])
-    sampler = Builtin(PROMPTS)
+    grouped = arguments.side.endswith("groups")
+    actor, tokenizer, _ = loaded(arguments, adapter=grouped)
+    count, answers = (GROUPS, EACH) if grouped else (PROMPTS, 1)
+    ids = all_prompt_ids(tokenizer, [Prompt(tuple(each), "") for each in questions(arguments, count)])
+    sampler = Builtin(count * answers)
     sampler.sync(actor, 0)
     sampler.sample(ids, 1, Sampling(8), 0)
+    ends = frozenset({tokenizer.eos_token_id} if grouped else ())
     start = time.process_time()
-    found = sampler.sample(ids, 1, Sampling(LENGTH), 1)
+    found = sampler.sample(ids, answers, Sampling(LENGTH, ends=ends), 1)
     return measured(start, sum(len(each.ids) for answers in found for each in answers))
 
 
 def generate(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
-    actor, tokenizer, _ = loaded(arguments, adapter=False)
+    grouped = arguments.side.endswith("groups")
+    actor, tokenizer, _ = loaded(arguments, adapter=grouped)
     tokenizer.padding_side = "left"
+    asked = [each for each in questions(arguments, GROUPS) for _ in range(EACH)]
     inputs = tokenizer.apply_chat_template(
-        questions(arguments, PROMPTS), add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+        asked if grouped else questions(arguments, PROMPTS),
+        add_generation_prompt=True,
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "pad_token_id": tokenizer.pad_token_id}
     actor.causal.eval()
     with torch.no_grad():
         actor.causal.generate(**inputs, min_new_tokens=8, max_new_tokens=8, **options)
         start = time.process_time()
-        output = actor.causal.generate(**inputs, min_new_tokens=LENGTH, max_new_tokens=LENGTH, **options)
-    return measured(start, (output.shape[1] - inputs["input_ids"].shape[1]) * PROMPTS)
+        least = 1 if grouped else LENGTH
+        output = actor.causal.generate(**inputs, min_new_tokens=least, max_new_tokens=LENGTH, **options)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    # Up to the token that ends an answer, that one included: what comes after is padding.
+    ended = ((new == tokenizer.eos_token_id).cumsum(1) - (new == tokenizer.eos_token_id).int()) > 0
+    return measured(start, int((~ended).sum()))
 
 
 def length_reward(text: str) -> float:

@@ -63,7 +63,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, stage: str, adapter: str)
         run(recipe, stage, twice(stage), "objective.num_mini_batches=2", "rollout.samples_steps=4"),
         tmp_path / "out",
     )
-    assert result["status"] == "failed" or result["steps"] == 4
+    assert (result["status"], result["exit_code"], result["steps"]) == ("done", 0, 4)
     assert (
         {"eval_reward", "eval_reward_std", "eval_length", "eval_ended"}
         <= result["after"].keys()
@@ -332,3 +332,17 @@ def test_check_does_not_blame_a_reward_for_a_random_model(tmp_path: Path) -> Non
     recipe = write_recipe(tmp_path, "grpo", rewards=f"{tmp_path / 'own.py'}:good")
     said = CliRunner().invoke(app, ["check", str(recipe), "--allow-code"])
     assert said.exit_code == 0 and "answers of a random model" in said.output
+
+
+def test_check_says_what_is_wrong_with_the_rows_that_a_reward_needs(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "grpo", rewards="number_match")
+    rows = [{"prompt": row["prompt"]} for row in pairs(12)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    said = CliRunner().invoke(app, ["check", str(recipe)])
+    assert said.exit_code == 3 and "number_match compares answers with those of the data" in said.output
+
+
+def test_a_reward_model_that_is_nowhere_is_told(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "grpo", rewards="no/such")
+    said = CliRunner().invoke(app, ["grpo", str(recipe)])
+    assert said.exit_code == 7 and "no/such is no local folder, no built-in name" in said.stderr

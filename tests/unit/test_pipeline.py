@@ -19,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 from tunekit.cli import app
 from tunekit.errors import RecipeError
-from tunekit.recipe.load import load
+from tunekit.recipe.load import load, load_text
 from tunekit.recipe.pipeline import load_pipeline
 from tunekit.stages import pipeline_child
+from tunekit.stages.pipeline_inputs import changes, inputs_of
 
 PIPELINE = """\
 output_dir: out
@@ -465,3 +466,22 @@ def test_the_table_tells_what_ran_and_what_came_of_it() -> None:
     result = tunekit()
     line = next(line for line in result.stdout.splitlines() if "policy" in line)
     assert [cell.strip() for cell in line.strip("│").split("│")][1::2] == ["ran", "loss 2 -> 1.5"]
+
+
+def test_the_items_of_a_task_are_read_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "items.jsonl").write_text('{"q": "1 + 1?", "a": "2"}\n')
+    task = tmp_path / "sums.yaml"
+    task.write_text(
+        "task: sums\nkind: generate\ndata: {path: items.jsonl}\nprompt: '{{ q }}'\nanswer: '{{ a }}'\n"
+        "metrics: [exact_match]\n"
+    )
+    text = f"model: m\ndata: {tmp_path}/rows.jsonl\noutput_dir: o\neval: {{tasks: [{task}]}}\n"
+    recipe = load_text(text, "r.yaml").recipe
+    before = inputs_of(recipe)
+    assert changes(before, inputs_of(recipe)) == ""
+    (tmp_path / "items.jsonl").write_text('{"q": "1 + 1?", "a": "3"}\n')
+    assert changes(before, inputs_of(recipe)) == "eval.tasks.0 (items) has another content"
+    task.unlink()
+    with pytest.raises(RecipeError, match="no task has this name"):
+        inputs_of(recipe)

@@ -1,9 +1,10 @@
 """Every key of every recipe with one slip of the finger: refused at its line, and the key that was meant is named.
 
-"Named" is: the message asks `did you mean ...?` with the key that was meant. Two more things may be so. A slip can make
-a key of another section (`dtype` cut is `type`): the message says where that belongs, and asks as well. Of a key of one
-letter a slip leaves nothing to compare: the message lists all keys of the section. A slip that makes another key of the
-same section would be no unknown key; there is none today, which a test says too.
+"Named" is: the message asks `did you mean ...?` with the key that was meant, or with two that are as near. Two more
+things may be so. A slip can make a key of another section (`dtype` cut is `type`): the message says where that belongs,
+and asks as well. Of a key of one or two letters a slip leaves too little to compare: the message lists all keys of the
+section. A slip that makes another key of the same section would be no unknown key; there is none today, which a test
+says too.
 """
 
 import re
@@ -58,7 +59,7 @@ def mutants(text: str) -> Iterator[tuple[str, int, str, str]]:
 
 
 def named(message: str, meant: str) -> bool:
-    if f"did you mean {meant}?" in message or re.search(rf"did you mean .*\b{meant}\b.*\?", message):
+    if re.search(rf"did you mean ([\w.]+ or )?([\w.]+\.)?{meant}( or [\w.]+)?\?", message):
         return True
     keys = message.rpartition("has the keys ")[2].split(", ")
     return len(meant) <= 2 and meant in keys

@@ -20,7 +20,8 @@ HEALTHY = {
 
 
 def watch(**bounds: float | None) -> RolloutWatch:
-    values: dict[str, float | None] = {"kl": 10.0, "entropy": 0.1, "update_kl": None, "sampling": 1e-3} | bounds
+    values: dict[str, float | None] = {"kl": 10.0, "entropy": 0.1, "update_kl": None, "sampling": 1e-3}
+    values |= {"length": 3.0} | bounds
     return RolloutWatch(**values)  # type: ignore[arg-type]
 
 
@@ -44,6 +45,7 @@ def test_a_later_step_on_the_same_rollout_has_no_figures_of_answers() -> None:
         ({"kl": -0.6}, ["divergence from the reference -0.60 nats", "6 standard errors below 0", "rollout.top_p: 1"]),
         ({"kl": 10.1}, ["10.1 nats an answer from its reference", "limits.kl: 10", "samples.jsonl"]),
         ({"entropy": 0.09}, ["entropy 0.0900 nats", "limits.entropy: 0.1", "temperature"]),
+        ({"length": 2.9}, ["2.9 tokens", "limits.length: 3", "samples.jsonl"]),
         ({"sampling_difference": 0.002}, ["sampling and training differ by 0.002 nats", "bound 0.001", "weights"]),
         ({"sampling_difference": float("nan")}, ["differ by nan nats"]),
     ],
@@ -61,6 +63,8 @@ def test_a_stop_names_its_cause_and_what_to_do(changed: dict[str, float], words:
     [
         ({"kl": None}, {"kl": 1e6}),
         ({"entropy": None}, {"entropy": 0.05}),
+        ({"length": None}, {"length": 6.0}),
+        ({}, {"length": 6.0}),
         ({"sampling": None}, {"sampling_difference": 9.0}),
         ({}, {"kl": 10.0}),  # at a bound is not above it
         ({}, {"entropy": 0.1}),
@@ -101,7 +105,7 @@ def test_what_was_said_does_not_silence_another_warning() -> None:
 
 
 def test_answers_that_are_short_from_the_start_have_not_shrunk() -> None:
-    one = watch()
+    one = watch(length=None)
     assert look(one, 1, length=1.5) == [] and look(one, 2, length=1.0) == []
 
 

@@ -97,7 +97,8 @@ def quiet_libraries() -> None:
     """Keeps the libraries' own banners and bars out of our output, and their telemetry off the network."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "urllib3"):  # whose retries are told if they come to nothing
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|peft|bitsandbytes|torch)\b")
     from transformers.utils import logging as transformers_logging
 

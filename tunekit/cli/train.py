@@ -60,28 +60,6 @@ def reward(
 
 
 @app.command()
-def dpo(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    settings: Settings = None,
-    allow_code: AllowCode = False,
-    offline: Offline = False,
-    as_json: Json = False,
-) -> None:
-    """DPO and its family: aligns a model with pairs of answers. What is in RECIPE's objective.loss decides which.
-
-    Examples:
-
-        tunekit dpo recipes/dpo.yaml
-
-        tunekit dpo recipes/dpo.yaml objective=simpo objective.beta=2.5 output_dir=out/simpo
-
-        tunekit dpo recipes/dpo.yaml model=out/chat adapter.from=continue
-    """
-    _train("dpo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
-
-
-@app.command()
 def kto(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -94,62 +72,6 @@ def kto(
     Example: tunekit kto recipes/kto.yaml
     """
     _train("kto", recipe, overrides, settings, offline, as_json)
-
-
-@app.command()
-def ppo(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    settings: Settings = None,
-    allow_code: AllowCode = False,
-    offline: Offline = False,
-    as_json: Json = False,
-) -> None:
-    """PPO: the policy answers prompts, and a reward model or a function says how well. Needs `rewards` in RECIPE.
-
-    Examples:
-
-        tunekit ppo recipes/ppo.yaml
-
-        tunekit ppo recipes/ppo.yaml objective.kl_coef=0.1 value_model=adapter
-    """
-    _train("ppo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
-
-
-@app.command()
-def grpo(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    settings: Settings = None,
-    allow_code: AllowCode = False,
-    offline: Offline = False,
-    as_json: Json = False,
-) -> None:
-    """GRPO and its variants: several answers to each prompt are compared. What is in objective.loss decides which.
-
-    Examples:
-
-        tunekit grpo recipes/grpo.yaml
-
-        tunekit grpo recipes/grpo.yaml objective=dapo rollout.num_generations=16
-    """
-    _train("grpo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
-
-
-@app.command()
-def rloo(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    settings: Settings = None,
-    allow_code: AllowCode = False,
-    offline: Offline = False,
-    as_json: Json = False,
-) -> None:
-    """RLOO: several answers to each prompt, each compared with the mean of the others.
-
-    Example: tunekit rloo recipes/grpo.yaml objective=rloo
-    """
-    _train("rloo", recipe, overrides, settings, offline, as_json, allow_code=allow_code)
 
 
 def _train(
@@ -170,3 +92,45 @@ def _train(
         with redirect_stdout(sys.stderr):  # trackers print
             result = module.run(resolved, **options)
         print_result(result, training_report(result), as_json)
+
+
+def _may_run_code(stage: str, about: str, *examples: str) -> None:
+    """Registers the command of a stage whose recipe may name functions of the user's own."""
+    shown = "\n\n".join(f"    tunekit {stage} {example}" for example in examples)
+
+    @app.command(stage, help=f"{about}\n\nExamples:\n\n{shown}")
+    def train(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        settings: Settings = None,
+        allow_code: AllowCode = False,
+        offline: Offline = False,
+        as_json: Json = False,
+    ) -> None:
+        _train(stage, recipe, overrides, settings, offline, as_json, allow_code=allow_code)
+
+
+_may_run_code(
+    "dpo",
+    "DPO and its family: aligns a model with pairs of answers. What is in RECIPE's objective.loss decides which.",
+    "recipes/dpo.yaml",
+    "recipes/dpo.yaml objective=simpo objective.beta=2.5 output_dir=out/simpo",
+    "recipes/dpo.yaml model=out/chat adapter.from=continue",
+)
+_may_run_code(
+    "ppo",
+    "PPO: the policy answers prompts, and a reward model or a function says how well. Needs `rewards` in RECIPE.",
+    "recipes/ppo.yaml",
+    "recipes/ppo.yaml objective.kl_coef=0.1 value_model=adapter",
+)
+_may_run_code(
+    "grpo",
+    "GRPO and its variants: several answers to each prompt are compared. What is in objective.loss decides which.",
+    "recipes/grpo.yaml",
+    "recipes/grpo.yaml objective=dapo rollout.num_generations=16",
+)
+_may_run_code(
+    "rloo",
+    "RLOO: several answers to each prompt, each compared with the mean of the others.",
+    "recipes/grpo.yaml objective=rloo",
+)

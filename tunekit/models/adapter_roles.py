@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tunekit.models.adapters import HEADS, NEW, START, fitting, lora_config, whole_modules_in_fp32
 from tunekit.models.lora import use_fused_layer
 
-ADAPTER = "adapter"  # the value_model that is one
 OF_THE_BASE = ("pissa", "olora")  # beginnings that take a part of the base's weights
 REFERENCE, VALUE = "reference", "value"  # names: of the trained adapter at its start, of the value function's
 

@@ -152,7 +152,7 @@ def load_tokenizer(location: Location, chat_template: str | None = None) -> PreT
     Raises `RecipeError` where there is none that can be loaded, or that file cannot be read, is not UTF-8 or not Jinja.
     """
     try:
-        tokenizer = _from_hub_or_disk(AutoTokenizer, location)
+        tokenizer = from_hub_or_disk(AutoTokenizer, location)
     except (ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RecipeError(
@@ -202,7 +202,7 @@ def load_model(
     auto = attn_implementation == "auto"
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **config}
     try:
-        model = _from_hub_or_disk(
+        model = from_hub_or_disk(
             auto_class, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
         )
     except SafetensorError as error:
@@ -227,7 +227,7 @@ def load_model(
 def load_config(location: Location) -> PretrainedConfig:
     """The model's config. Raises `RecipeError` where it is damaged, or of a type that transformers does not know."""
     try:
-        config: PretrainedConfig = _from_hub_or_disk(AutoConfig, location)
+        config: PretrainedConfig = from_hub_or_disk(AutoConfig, location)
     except (ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RecipeError(
@@ -266,8 +266,11 @@ def weights_hash(location: Location) -> str | None:
     return sha256(*files) if files else None
 
 
-def _from_hub_or_disk(auto_class: Any, location: Location, **options: Any) -> Any:
-    """`auto_class.from_pretrained`, its "not found" errors told to people."""
+def from_hub_or_disk(auto_class: Any, location: Location, **options: Any) -> Any:
+    """`auto_class.from_pretrained`, its "not found" errors told to people.
+
+    Raises `RecipeError` for a folder that holds no such model, and `MissingEnvironment` for what is nowhere.
+    """
     try:
         return auto_class.from_pretrained(
             location.path, revision=location.revision or "main", trust_remote_code=False, **options

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunekit.errors import RecipeError
-from tunekit.models.load import default_device, load_tokenizer, locate, resolve_dtype
+from tunekit.models.load import default_device, from_hub_or_disk, load_tokenizer, locate, resolve_dtype
 
 log = logging.getLogger("tunekit")
 
@@ -154,14 +154,14 @@ def load_classifier(name: str, dtype: str = "auto") -> Classifier:
 
 def _loaded(name: str, dtype: str, key: str, what: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A sequence-classification model on the default device, and what transformers says of its weights."""
-    location, device = locate(name), default_device()
+    device = default_device()
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            location.path,
-            revision=location.revision or "main",
+        model, info = from_hub_or_disk(
+            AutoModelForSequenceClassification,
+            locate(name),
             dtype=resolve_dtype(dtype, device),
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RecipeError(f"{key}: {name}: cannot be loaded as {what}: {error}") from error
     return model.to(device), info

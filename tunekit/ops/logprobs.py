@@ -59,7 +59,9 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_logits += _of_entropy(known, entropies) * grad_entropy[rows, None]
                 grad_logits += _minus_expectation(known, targets[rows]) * grad[rows, None]
                 grad_weight += (grad_logits.T.to(weight.dtype) @ hidden[rows]).float()
-            grad_weight = (grad_weight / ctx.temperature).to(weight.dtype)
+            if ctx.temperature != 1.0:
+                grad_weight /= ctx.temperature
+            grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None
 
 

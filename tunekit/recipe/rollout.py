@@ -8,6 +8,8 @@ from pydantic import Field
 
 from tunekit.recipe.types import LEFT_OUT, MAX_COUNT, Count, Derived, Positive, Section, Text
 
+OWN_ADAPTER = "adapter"  # the value_model that is one
+
 
 class Rollout(Section):
     num_prompts: Count = Field(default=16, description="Prompts asked before the weights change.")
@@ -48,6 +50,10 @@ class Limits(Section):
     )
     entropy: Positive | None = Field(
         default=None, description="Nats a token of entropy below which the run ends; null: a warning below 0.02."
+    )
+    length: Positive | None = Field(
+        default=None,
+        description="Mean tokens of answers below which the run ends; null: a warning where they shrink.",
     )
     reward_failures: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.05,

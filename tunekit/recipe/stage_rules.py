@@ -9,6 +9,7 @@ from tunekit.recipe.conflict import Conflict
 from tunekit.recipe.losses import LOSSES, NUM_GENERATIONS, ONLINE, facts_of, keys_of, losses_of, stage_of
 from tunekit.recipe.objective import Objective
 from tunekit.recipe.rewards import reward_conflicts
+from tunekit.recipe.rollout import OWN_ADAPTER
 from tunekit.recipe.schema import Data, Eval, Recipe
 
 # Keys that only one kind of training reads, and what the others say to it.
@@ -155,13 +156,13 @@ def _online(recipe: Recipe, stage: str) -> Iterator[Conflict]:
         yield Conflict("rollout.num_generations", ("rollout.num_generations", "stage"), message)
     if stage != "ppo" and recipe.value_model is not None:
         yield Conflict("value_model", ("value_model", "stage"), f"is for stage ppo, and this is {stage}; remove it")
-    if recipe.value_model == "adapter" and recipe.adapter.type != "lora":
+    if recipe.value_model == OWN_ADAPTER and recipe.adapter.type != "lora":
         message = "adapter: needs a policy that is an adapter too; set adapter: lora, or value_model: null"
         yield Conflict("value_model", ("value_model", "adapter.type"), message)
-    if recipe.value_model == "adapter" and recipe.adapter.start_from == "new":
+    if recipe.value_model == OWN_ADAPTER and recipe.adapter.start_from == "new":
         message = "adapter: does not go with adapter.from: new, where two adapters act together; set from: continue"
         yield Conflict("value_model", ("value_model", "adapter.start_from"), message)
-    if recipe.value_model == "adapter" and train.activation_checkpointing:
+    if recipe.value_model == OWN_ADAPTER and train.activation_checkpointing:
         message = "does not go with value_model: adapter, which switches adapters between forward and backward pass"
         yield Conflict("train.activation_checkpointing", ("train.activation_checkpointing", "value_model"), message)
     answers = rollout.num_prompts * (rollout.num_generations or NUM_GENERATIONS[stage])

@@ -18,7 +18,7 @@ LOWER = "lower train.learning_rate, or raise objective.kl_coef (of grpo and rloo
 
 @dataclass
 class RolloutWatch:
-    """kl, entropy: bounds that end the run (None: only a warning, or none)
+    """kl, entropy, length: bounds that end the run (None: only a warning, or none)
 
     update_kl: nats a token from the policy of the rollout at which `moved` says that it has moved enough
     sampling: nats a token by which the log-probabilities of sampling and training may differ; None: not looked at
@@ -28,6 +28,7 @@ class RolloutWatch:
     entropy: float | None
     update_kl: float | None
     sampling: float | None
+    length: float | None = None
     first_length: float | None = None
     last_update: float = 0.0
     said: set[str] = field(default_factory=set)
@@ -60,8 +61,24 @@ class RolloutWatch:
                 f"(bound {self.sampling:g}): the answers are not those of the policy that is trained",
                 "A server may hold other weights or cut the distribution (logprobs mode, penalties); else it is a bug.",
             )
-        if "kl" not in metrics:
-            return
+        length = metrics.get("length")
+        if self.length is not None and length is not None and length < self.length:
+            raise Diverged(
+                f"step {step}: answers have {length:.1f} tokens (limits.length: {self.length:g}): the reward may be "
+                "highest where nothing is said",
+                f"Look at samples.jsonl; {LOWER}.",
+            )
+        entropy = metrics.get("entropy")
+        if self.entropy is not None and entropy is not None and entropy < self.entropy:
+            raise Diverged(
+                f"step {step}: entropy {entropy:.4f} nats a token (limits.entropy: {self.entropy:g}): all answers are "
+                "the same, and nothing can be learnt from comparing them",
+                f"Set objective.entropy_coef (ppo), raise rollout.temperature, or {LOWER}.",
+            )
+        if "kl" in metrics:
+            self._stop_by_divergence(step, metrics)
+
+    def _stop_by_divergence(self, step: int, metrics: dict[str, float]) -> None:
         kl, error = metrics["kl"], metrics["kl_error"]
         if metrics.get("answers", FEWEST) >= FEWEST and kl < -STANDARD_ERRORS * max(error, 0.01):
             raise Diverged(
@@ -74,13 +91,6 @@ class RolloutWatch:
                 f"step {step}: the policy is {kl:.1f} nats an answer from its reference (limits.kl: {self.kl:g}): it "
                 "has left what the reward can judge",
                 f"Look at samples.jsonl; {LOWER}, or raise limits.kl.",
-            )
-        entropy = metrics.get("entropy")
-        if self.entropy is not None and entropy is not None and entropy < self.entropy:
-            raise Diverged(
-                f"step {step}: entropy {entropy:.4f} nats a token (limits.entropy: {self.entropy:g}): all answers are "
-                "the same, and nothing can be learnt from comparing them",
-                f"Set objective.entropy_coef (ppo), raise rollout.temperature, or {LOWER}.",
             )
 
 

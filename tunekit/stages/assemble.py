@@ -10,12 +10,12 @@ import torch
 from tunekit.errors import RecipeError
 from tunekit.files import sha256
 from tunekit.models import adapters
-from tunekit.models.adapter_roles import ADAPTER
 from tunekit.models.export import generation_config
 from tunekit.models.load import load_model, locate, resolve_dtype, weights_hash
 from tunekit.models.policy import Policy
 from tunekit.objectives.objective import Objective
 from tunekit.recipe.losses import USERS_OWN
+from tunekit.recipe.rollout import OWN_ADAPTER
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.stages.rows import REJECTED, Rows, shares_of
@@ -204,7 +204,7 @@ def own_files(recipe: Recipe) -> list[str] | None:
 def judges(recipe: Recipe) -> list[str | None] | None:
     """The hash of the weights of each model that rewards answers, and of that which the value function starts from."""
     names = [each.model for each in recipe.rewards or () if each.model]
-    names += [recipe.value_model] if recipe.value_model not in (None, ADAPTER) else []
+    names += [recipe.value_model] if recipe.value_model not in (None, OWN_ADAPTER) else []
     return [weights_hash(locate(name)) for name in names] or None
 
 

@@ -24,7 +24,6 @@ from tunekit.models.memory import MemoryNeed, memory_need
 from tunekit.models.reference import with_reference
 from tunekit.models.tiny_random import shrunk
 from tunekit.recipe.load import Resolved
-from tunekit.recipe.losses import ONLINE
 from tunekit.recipe.schema import Recipe
 from tunekit.stages import dpo, grpo, kto, ppo, reward, rloo, sft
 from tunekit.stages.assemble import make_training
@@ -59,6 +58,10 @@ class _Found:
 
 class _NotReached(Exception):
     """A part that this one needs failed."""
+
+
+class _NotJudged(Exception):
+    """The rewards fail on the answers of a random model."""
 
 
 def _need(value: T | None) -> T:
@@ -179,10 +182,8 @@ def _steps(found: _Found) -> str:
         tiny = Base(Location(f"tiny-random/{model.config.model_type}", scratch), base.tokenizer)
         try:
             losses = _try(_for_tiny(recipe), tiny, rows, Path(scratch), found.allow_code)
-        except DataError as error:
-            if recipe.stage not in ONLINE:
-                raise
-            return f"not tried: on the answers of a random model, which say nothing of those of yours: {error.message}"
+        except _NotJudged as error:
+            return f"not tried: of the answers of a random model, which say nothing of those of yours, {error}"
     return f"{STEPS} optimizer steps of {tiny.location.name}, loss " + " -> ".join(f"{loss:.4f}" for loss in losses)
 
 
@@ -193,9 +194,11 @@ def _try(recipe: Recipe, tiny: Base, rows: Rows, folder: Path, allow_code: bool)
         rows = stage.online(recipe, policy, tiny, rows, folder, allow_code).rows
     unknown = {"revision": None, "sha256": None}
     run = make_training(recipe, rows, policy, objective, lambda poll: {}, engine, unknown, folder)
-    batches = [
-        policy.batch(_first(step.micro_batches)) for step in itertools.islice(run.loader.steps(0, lambda: None), STEPS)
-    ]
+    try:
+        steps = list(itertools.islice(run.loader.steps(0, lambda: None), STEPS))
+    except DataError as error:  # of rewards alone: all else is looked at before
+        raise _NotJudged(error.message) from error
+    batches = [policy.batch(_first(step.micro_batches)) for step in steps]
     if objective.needs_reference:
         batches = [with_reference(policy, batch) for batch in batches]
     losses = []

@@ -135,6 +135,7 @@ def _watch(recipe: Recipe, policy: Actor, has_reference: bool) -> RolloutWatch:
     return RolloutWatch(
         kl=recipe.limits.kl if has_reference else None,
         entropy=recipe.limits.entropy,
+        length=recipe.limits.length,
         update_kl=recipe.limits.update_kl,
         sampling=SAMPLING_BOUND.get(policy.dtype) if plain else None,
     )

@@ -12,10 +12,12 @@ from typing import Any
 from tunekit import __version__
 from tunekit.data import sources
 from tunekit.errors import RecipeError
+from tunekit.evals.task import find_task
 from tunekit.files import cache_root, sha256
 from tunekit.recipe.losses import USERS_OWN
 from tunekit.recipe.parse import dotted, leaves
 from tunekit.recipe.references import is_inside
+from tunekit.recipe.rollout import OWN_ADAPTER
 from tunekit.recipe.schema import Recipe
 
 # What decides where a run writes and who watches it, and nothing of its result.
@@ -89,8 +91,8 @@ def _models(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for index, reward in enumerate(recipe.rewards or ()):
         if reward.model is not None:
             yield f"rewards.{index}.model", reward.model
-    if recipe.value_model is not None:
-        yield "value_model", recipe.value_model
+    if recipe.value_model not in (None, OWN_ADAPTER):
+        yield "value_model", str(recipe.value_model)
 
 
 def _files(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -99,9 +101,13 @@ def _files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for index, reward in enumerate(recipe.rewards or ()):
         if reward.schema_path is not None:
             yield f"rewards.{index}.schema_path", reward.schema_path
-    for index, task in enumerate(recipe.eval.tasks):
-        if Path(task).is_file():
-            yield f"eval.tasks.{index} (file)", task
+    for index, name in enumerate(recipe.eval.tasks):
+        task = find_task(name)
+        if task.file == Path(name).expanduser():  # one that is not part of tunekit
+            yield f"eval.tasks.{index} (file)", str(task.file)
+            items = task.file.parent / task.task.data.path
+            if items.is_file():
+                yield f"eval.tasks.{index} (items)", str(items)
     for key, function in code_of(recipe):
         yield f"{key} (file)", function.rpartition(":")[0]
 

@@ -9,6 +9,7 @@ from tunekit.errors import RecipeError
 from tunekit.models import adapter_roles, adapters
 from tunekit.models.actor import Actor, Value
 from tunekit.models.load import load_model, load_tokenizer, locate
+from tunekit.recipe.rollout import OWN_ADAPTER
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.train.engine import Engine
@@ -18,7 +19,7 @@ def make_value(recipe: Recipe, base: Base, actor: Actor, engine: Engine) -> Valu
     """Raises `RecipeError` where the model that it should start from does not fit the policy."""
     if recipe.value_model is None:
         return Value(actor.causal.config.get_text_config().hidden_size)
-    if recipe.value_model == adapter_roles.ADAPTER:
+    if recipe.value_model == OWN_ADAPTER:
         return Value(actor.causal.config.get_text_config().hidden_size, adapter_roles.add_value(actor.model))
     return _separate(recipe, base, actor, engine)
 
