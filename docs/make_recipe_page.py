@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tunekit.recipe.data import Source
 from tunekit.recipe.losses import LOSSES, keys_of
-from tunekit.recipe.schema import Recipe, Source
+from tunekit.recipe.schema import Recipe
 
 HEAD = """# Recipe keys
 

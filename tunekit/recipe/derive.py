@@ -33,8 +33,11 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
     if train.warmup_steps is None and train.warmup_ratio is None:
         updates["train"]["warmup_ratio"] = WARMUP_RATIO
     if train.gradient_accumulation_steps is None:
-        rows = train.global_batch_size or train.per_device_train_batch_size
-        updates["train"]["gradient_accumulation_steps"] = rows // train.per_device_train_batch_size
+        together = train.per_device_train_batch_size * known_processes(recipe)
+        updates["train"]["gradient_accumulation_steps"] = (train.global_batch_size or together) // together or 1
+    if recipe.distributed.strategy is None:
+        alone = recipe.distributed.processes == 1 and recipe.distributed.nodes == 1
+        updates["distributed"] = {"strategy": "none" if alone else "ddp"}
     if data.eval_split is None and (data.eval is not None or data.streaming):
         updates["data"]["eval_split"] = 0
     if stage in ONLINE and recipe.rollout.num_generations is None:
@@ -53,6 +56,12 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
         final["stage"] = stage
         paths.add("stage")
     return recipe.model_copy(update=final), frozenset(paths)
+
+
+def known_processes(recipe: Recipe) -> int:
+    """All that train together; one on each machine where that is seen only at the start."""
+    processes = recipe.distributed.processes
+    return recipe.distributed.nodes * (1 if processes == "auto" else processes)
 
 
 def best_metric(stage: str) -> str:

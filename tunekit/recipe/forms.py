@@ -12,6 +12,7 @@ SHORT_FORMS = {
     "adapter": "type",
     "data": "train",
     "objective": "loss",
+    "distributed": "strategy",
 }  # what a section that is one word means
 SECTIONS = {"reward_model": "rewards"}  # a section under its other name
 SYNONYMS = {

@@ -36,7 +36,7 @@ MISSING = [
     ("axolotl", ONLY_DTYPES, "float16"),
     ("LLaMA-Factory", ONLY_DTYPES, "fp8 fp8_backend"),
     ("transformers", ONE_PROCESS, "deepspeed fsdp fsdp_config accelerator_config parallelism_config"),
-    ("other tools", ONE_PROCESS, "distributed num_gpus num_processes"),
+    ("other tools", ONE_PROCESS, "num_gpus num_processes"),
     ("axolotl", ONE_PROCESS, "fsdp_version fsdp_final_state_dict_type sequence_parallel_degree tensor_parallel_size"),
     ("axolotl", ONE_PROCESS, "context_parallel_size dp_shard_size dp_replicate_size expert_parallel_size use_ray"),
     ("LLaMA-Factory", ONE_PROCESS, "dist_config use_megatron"),

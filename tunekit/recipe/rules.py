@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from tunekit.recipe.conflict import Conflict
-from tunekit.recipe.schema import Data, Eval, Recipe, Source
+from tunekit.recipe.data import Data, Source
+from tunekit.recipe.schema import Eval, Recipe
 from tunekit.recipe.stage_rules import stage_conflicts
 
 MEMORY = "memory:"

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from tunekit.recipe.conflict import Conflict
+from tunekit.recipe.data import Data
 from tunekit.recipe.losses import LOSSES, NUM_GENERATIONS, ONLINE, facts_of, keys_of, losses_of, stage_of
 from tunekit.recipe.objective import Objective
 from tunekit.recipe.rewards import reward_conflicts
 from tunekit.recipe.rollout import OWN_ADAPTER
-from tunekit.recipe.schema import Data, Eval, Recipe
+from tunekit.recipe.schema import Eval, Recipe
 
 # Keys that only one kind of training reads, and what the others say to it.
 ONLY_SFT = {

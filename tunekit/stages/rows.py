@@ -21,8 +21,9 @@ from tunekit.data.rows import Conversation, Prompt, Tokens
 from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
 from tunekit.models.load import context_length
+from tunekit.recipe.data import Source
 from tunekit.recipe.losses import ONLINE
-from tunekit.recipe.schema import Recipe, Source
+from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 
 log = logging.getLogger("tunekit")
