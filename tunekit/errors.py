@@ -4,10 +4,14 @@ A `TunekitError` is printed as a message, never as a traceback. Every other exce
 """
 
 
+OUTCOMES = "TUNEKIT_OUTCOMES"  # names the folder in which the processes that an agent started leave their exit codes
+
+
 class TunekitError(Exception):
     """What went wrong (`message`: the place, the value, what is accepted) and what to do about it (`fix`)."""
 
     exit_code = 1
+    told = False  # by another process than this one
 
     def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
@@ -40,6 +44,12 @@ class MemoryExceeded(TunekitError):
     """The longest batch does not fit into memory."""
 
     exit_code = 5
+
+
+class RankFailed(TunekitError):
+    """One of several processes failed, was killed or hangs."""
+
+    exit_code = 6
 
 
 class MissingEnvironment(TunekitError):

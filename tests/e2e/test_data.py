@@ -117,7 +117,7 @@ from tunekit.data.stream import StreamLoader, StreamSettings
 from tunekit.data.tokenise import Reading
 from tunekit.models.tiny_random import tokenizer
 count = int(sys.argv[2])
-settings = StreamSettings(num_steps=count // 8, batch_size=8, accumulation=1, max_length=999, seed=0, buffer=100)
+settings = StreamSettings(num_steps=count // 8, batch_size=8, micro_batches=1, max_length=999, seed=0, buffer=100)
 loader = StreamLoader([Reading(find(sys.argv[1]))], tokenizer(), Rendering(), settings)
 rows = sum(len(batch) for step in loader.steps(0) for batch in step.micro_batches)
 print(rows, loader.counts.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

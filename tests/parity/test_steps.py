@@ -14,10 +14,11 @@ from tunekit.data.loader import PlannedLoader
 from tunekit.data.plan import Plan
 from tunekit.objectives.sft import SFT
 from tunekit.train.engine import Engine
-from tunekit.train.loop import Schedule, Training, train
+from tunekit.train.loop import train
 from tunekit.train.optim import make_optimizer, make_schedule
 from tunekit.train.report import MetricsFile, read_metrics
 from tunekit.train.signals import StopRequest
+from tunekit.train.training import Schedule, Training
 
 STEPS, BATCH, ACCUMULATION, RATE, WARMUP, DECAY, CLIP = 20, 2, 2, 3e-3, 3, 0.1, 1.0
 ROWS = chat_rows(22)  # 11 micro-batches an epoch: its last step has one instead of two

@@ -39,7 +39,7 @@ DOORS = {
     "datasets": {"data/sources/hub.py", "evals/metrics/hub.py"},
     "evaluate": {"evals/metrics/hub.py"},
     "lm_eval": {"evals/harness.py"},
-    "bitsandbytes": {"train/optim.py"},
+    "bitsandbytes": {"models/quantised.py", "train/optim.py"},
     "pyarrow": {"data/sources/parquet.py", "data/store.py"},
 }
 

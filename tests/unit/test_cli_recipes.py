@@ -65,7 +65,7 @@ def test_convert_prints_the_recipe_alone_and_says_the_rest_on_the_other_stream()
     done = tunekit("convert", "axolotl.yml")
     assert done.exit_code == 0
     assert done.stderr.startswith("axolotl.yml: axolotl, by its keys base_model, sequence_len\n")
-    assert "load_in_4bit: true  # this version has no quantised bases" in done.stderr
+    assert "load_in_4bit: true  # needs adapter: lora, as quantised weights cannot be trained" in done.stderr
     Path("r.yaml").write_text(done.stdout)
     assert load("r.yaml").recipe.data.max_length == 512
     assert tunekit("convert", "axolotl.yml", "--output", "r2.yaml").stdout == ""

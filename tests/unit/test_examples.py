@@ -100,7 +100,7 @@ def test_the_reference_rides_along(tmp_path: Path) -> None:
 def test_a_loader_gives_each_row_its_own_reference_in_any_order(tmp_path: Path) -> None:
     examples = pairs(tmp_path)
     examples.reference = np.array([[i, -i] for i in range(5)], np.float32)
-    plan = Plan(lengths=examples.lengths, batch_size=2, accumulation=1, epochs=3, max_steps=None, seed=3,
+    plan = Plan(lengths=examples.lengths, batch_size=2, micro_batches=1, epochs=3, max_steps=None, seed=3,
                 sampling="random", pack_to=None, mixture=None)  # fmt: skip
     seen = [
         row for step in PlannedLoader(examples, plan, frozenset()).steps(0) for b in step.micro_batches for row in b

@@ -21,7 +21,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(
         lengths=draw(LENGTHS),
         batch_size=draw(st.integers(1, 9)),
-        accumulation=draw(st.integers(1, 5)),
+        micro_batches=draw(st.integers(1, 5)),
         epochs=draw(st.sampled_from([0.01, 0.5, 1.0, 1.1, 1.5, 2.0, 2.2, 3.0])),
         max_steps=draw(st.none() | st.integers(1, 40)),
         seed=draw(st.integers(0, 3)),
@@ -31,7 +31,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def plan(rows: int, **values: object) -> Plan:
-    settings = {"batch_size": 1, "accumulation": 1, "epochs": 1.0, "max_steps": None, "seed": 0, **values}
+    settings = {"batch_size": 1, "micro_batches": 1, "epochs": 1.0, "max_steps": None, "seed": 0, **values}
     return Plan(lengths=tuple(range(1, rows + 1)), **settings)  # type: ignore[arg-type]
 
 
@@ -72,8 +72,8 @@ def test_steps_and_batches_are_full_but_for_the_last_of_an_epoch(made: Plan) -> 
     for epoch in epochs_of(list(made.steps())):
         batches = [batch for _, _, step in epoch for batch in step]
         whole = float(epoch[-1][1]).is_integer()
-        assert all(len(step) == made.accumulation for _, _, step in (epoch[:-1] if whole else epoch))
-        assert 1 <= len(epoch[-1][2]) <= made.accumulation
+        assert all(len(step) == made.micro_batches for _, _, step in (epoch[:-1] if whole else epoch))
+        assert 1 <= len(epoch[-1][2]) <= made.micro_batches
         if made.pack_to is None:
             assert all(len(batch) == made.batch_size for batch in (batches[:-1] if whole else batches))
         assert all(batches)
@@ -124,11 +124,11 @@ def test_random_orders_differ_by_epoch_and_seed_and_by_nothing_else() -> None:
     first, second = epochs_of(list(plan(50, epochs=2.0).steps()))
     assert rows_of(first) != rows_of(second) != list(range(50))
     assert rows_of(first) != rows_of(list(plan(50, seed=1).steps()))
-    assert rows_of(first) == rows_of(list(plan(50, batch_size=7, accumulation=3).steps()))
+    assert rows_of(first) == rows_of(list(plan(50, batch_size=7, micro_batches=3).steps()))
 
 
 def test_sequential_order_is_that_of_the_rows() -> None:
-    made = plan(5, batch_size=2, accumulation=2, epochs=2.0, sampling="sequential")
+    made = plan(5, batch_size=2, micro_batches=2, epochs=2.0, sampling="sequential")
     assert [step for _, _, step in made.steps()] == [((0, 1), (2, 3)), ((4,),)] * 2
     assert [epoch for _, epoch, _ in made.steps()] == [0.5, 1.0, 1.5, 2.0]
 
@@ -217,10 +217,9 @@ def test_a_mixture_shuffles_differently_in_each_epoch_and_with_each_seed() -> No
 
 
 @given(plans(), st.integers(1, 4))
-def test_ranks_share_the_micro_batches_of_one_process_with_as_many(made: Plan, world_size: int) -> None:
-    whole = replace(made, accumulation=made.accumulation * world_size)
+def test_ranks_share_the_micro_batches_of_the_same_steps(made: Plan, world_size: int) -> None:
     ranks = [list(replace(made, rank=rank, world_size=world_size).steps()) for rank in range(world_size)]
-    for step, *parts in zip(whole.steps(), *ranks, strict=True):
+    for step, *parts in zip(made.steps(), *ranks, strict=True):
         assert all(part[:2] == step[:2] for part in parts)
         dealt = [batch for turn in itertools.zip_longest(*(part[2] for part in parts)) for batch in turn if batch]
         assert tuple(dealt) == step[2]
@@ -237,7 +236,7 @@ def test_the_longest_micro_batch_is_the_one_found_by_looking_at_all(made: Plan, 
 
 def test_a_million_rows_are_planned_and_packed_in_seconds() -> None:
     lengths = np.random.default_rng(0).integers(10, 2000, 1_000_000)
-    made = replace(plan(1), lengths=lengths, batch_size=4, accumulation=4, pack_to=4096)
+    made = replace(plan(1), lengths=lengths, batch_size=4, micro_batches=4, pack_to=4096)
     started = time.process_time()
     assert made.num_steps > 10_000 and made.longest(padded=False)
     assert time.process_time() - started < 20

@@ -76,6 +76,39 @@ def test_a_value_without_counterpart_is_not_the_tool_s_default_and_what_holds_is
 
 
 @pytest.mark.parametrize(
+    ("tool", "config", "quantization"),
+    [
+        ("trl", TRL | {"use_peft": True, "load_in_4bit": True}, "4bit"),
+        ("trl", TRL | {"use_peft": True, "load_in_8bit": True}, "8bit"),
+        ("trl", TRL | {"use_peft": True, "load_in_4bit": False}, "none"),
+        ("trl", TRL | {"load_in_4bit": True}, "none"),
+        ("axolotl", AXOLOTL | {"adapter": "qlora"}, "4bit"),
+        ("axolotl", AXOLOTL | {"adapter": "qlora", "load_in_4bit": True}, "4bit"),
+        ("axolotl", AXOLOTL | {"adapter": "lora", "load_in_8bit": "yes"}, "8bit"),
+        ("llamafactory", FACTORY | {"finetuning_type": "lora", "quantization_bit": 4}, "4bit"),
+        ("llamafactory", FACTORY | {"quantization_bit": 8, "quantization_method": "bnb"}, "8bit"),
+        ("llamafactory", FACTORY | {"quantization_bit": 3}, "none"),
+        ("llamafactory", FACTORY | {"finetuning_type": "full", "quantization_bit": 4}, "none"),
+    ],
+)
+def test_a_quantised_base_stays_one_where_there_is_an_adapter(
+    tool: str, config: dict[str, Any], quantization: str
+) -> None:
+    recipe = converted(tool, config)
+    assert values(recipe).get("model.quantization", "none") == quantization
+    asked = [key for key in config if key.startswith(("load_in", "quantization_bit"))]
+    taken = quantization != "none" or config.get("load_in_4bit") is False
+    assert any(line.startswith(tuple(asked)) for line in listed(recipe, MISSING)) == (bool(asked) and not taken)
+
+
+@pytest.mark.parametrize(("theirs", "left"), [("nf4", NEEDLESS), ("fp4", MISSING)])
+def test_the_form_of_four_bits_is_nf4_and_another_one_is_said_to_be_missing(theirs: str, left: str) -> None:
+    recipe = converted("trl", TRL | {"use_peft": True, "load_in_4bit": True, "bnb_4bit_quant_type": theirs})
+    assert f"bnb_4bit_quant_type: {theirs}" in " ".join(listed(recipe, left))
+    assert any("use_bnb_nested_quant" in line for line in listed(recipe, DIFFERENT))
+
+
+@pytest.mark.parametrize(
     ("tool", "config", "key"), [("trl", TRL, "lr_scheduler_type"), ("axolotl", AXOLOTL, "lr_scheduler")]
 )
 @pytest.mark.parametrize(

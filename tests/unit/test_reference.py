@@ -81,9 +81,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     compute = reference._compute
 
-    def counted(policy: Policy, examples: Any, size: int) -> Any:
-        counts.append(len(examples))
-        return compute(policy, examples, size)
+    def counted(policy: Policy, examples: Any, numbers: Any, size: int) -> Any:
+        counts.append(len(numbers))
+        return compute(policy, examples, numbers, size)
 
     monkeypatch.setattr(reference, "_compute", counted)
     return counts

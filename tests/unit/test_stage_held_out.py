@@ -46,7 +46,7 @@ def test_prompts_without_room_for_an_answer_are_left_out_aloud(
 ) -> None:
     recipe, policy, base, rows = parts(tmp_path, [pair(LONG), pair(NEAR), pair(SHORT)])
     with caplog.at_level(logging.WARNING, logger="tunekit"):
-        evaluate = evaluation(recipe, policy, SFT, base, rows)
+        evaluate = evaluation(recipe, policy, SFT, base, rows, Engine())
     assert "1 of 2 held-out prompts are left out" in caplog.text
     assert "eval_exact_match" in evaluate(lambda: None)
     assert isinstance(sample_answer(policy, base, rows), str)
@@ -61,5 +61,5 @@ def test_metrics_without_anything_to_answer_fail_before_training(
 ) -> None:
     recipe, policy, base, rows = parts(tmp_path, held_out)
     with pytest.raises(DataError, match=problem):
-        evaluation(recipe, policy, SFT, base, rows)
+        evaluation(recipe, policy, SFT, base, rows, Engine())
     assert sample_answer(policy, base, rows) is None

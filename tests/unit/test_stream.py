@@ -22,7 +22,7 @@ from tunekit.errors import DataError
 from tunekit.models.tiny_random import tokenizer
 
 TOKENIZER = tokenizer()
-SETTINGS: dict[str, Any] = {"batch_size": 2, "accumulation": 1, "max_length": 500, "seed": 0, "buffer": 7}
+SETTINGS: dict[str, Any] = {"batch_size": 2, "micro_batches": 1, "max_length": 500, "seed": 0, "buffer": 7}
 
 
 def reading(rows: Iterable[dict[str, Any]], part: int = 0) -> Reading:
@@ -62,11 +62,11 @@ def flat(steps: list[list[list[str]]]) -> list[str]:
 )
 @settings(deadline=None, max_examples=40)
 def test_no_row_comes_again_before_all_have_come(
-    rows: int, buffer: int, batch_size: int, accumulation: int, sampling: str
+    rows: int, buffer: int, batch_size: int, micro_batches: int, sampling: str
 ) -> None:
-    options = {"buffer": buffer, "batch_size": batch_size, "accumulation": accumulation, "sampling": sampling}
+    options = {"buffer": buffer, "batch_size": batch_size, "micro_batches": micro_batches, "sampling": sampling}
     steps = given_out(loader(texts(rows), num_steps=20, **options))
-    assert len(steps) == 20 and {len(step) for step in steps} == {accumulation}
+    assert len(steps) == 20 and {len(step) for step in steps} == {micro_batches}
     assert {len(batch) for step in steps for batch in step} == {batch_size}
     order = flat(steps)
     if sampling == "sequential":
@@ -80,7 +80,7 @@ def test_no_row_comes_again_before_all_have_come(
 @settings(deadline=None, max_examples=25)
 def test_a_resumed_stream_goes_on_with_the_same_rows(stop: int, packing: bool, mixed: bool) -> None:
     parts = [texts(23), texts(9, 30, "z")] if mixed else [texts(23)]
-    options = {"packing": packing, "max_length": 60, "accumulation": 2, "num_steps": 20}
+    options = {"packing": packing, "max_length": 60, "micro_batches": 2, "num_steps": 20}
     options |= {"shares": (2.0, 1.0)} if mixed else {}
     whole = given_out(loader(*parts, **options))
     stopped = loader(*parts, **options)
@@ -117,15 +117,17 @@ def test_sources_without_shares_follow_each_other() -> None:
 
 @given(st.integers(2, 4))
 @settings(deadline=None, max_examples=5)
-def test_ranks_share_the_rows_of_a_pass(world_size: int) -> None:
+def test_ranks_share_the_steps_of_one_process(world_size: int) -> None:
+    options = {"batch_size": 2, "micro_batches": 3, "num_steps": 8}
+    whole = list(loader(texts(24), **options).steps(0))
     ranks = [
-        loader(
-            texts(24), sampling="sequential", batch_size=1, rank=rank, world_size=world_size, num_steps=24 // world_size
-        )
-        for rank in range(world_size)
+        list(loader(texts(24), rank=rank, world_size=world_size, **options).steps(0)) for rank in range(world_size)
     ]
-    seen = [flat(given_out(each)) for each in ranks]
-    assert sorted(itertools.chain(*seen)) == sorted(f"x{i}" for i in range(24))
+    for step, *parts in zip(whole, *ranks, strict=True):
+        dealt = [batch for turn in itertools.zip_longest(*(part.micro_batches for part in parts)) for batch in turn]
+        assert [[row.source for row in batch] for batch in dealt if batch] == [
+            [row.source for row in batch] for batch in step.micro_batches
+        ]
 
 
 def test_rows_held_out_at_the_beginning_never_come() -> None:

@@ -4,15 +4,17 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunekit import __version__, offline
-from tunekit.errors import TunekitError
+from tunekit.errors import OUTCOMES, RankFailed, TunekitError
 
 if TYPE_CHECKING:
     from tunekit.recipe.load import Resolved
@@ -66,19 +68,41 @@ class StandardError(logging.Handler):
 def command(as_json: bool = False, *, no_network: bool = False) -> Iterator[None]:
     """Prints a user's mistake as a message, never as a traceback, and exits with the code of its kind."""
     logging.basicConfig(handlers=[StandardError()], format="%(message)s", level=logging.WARNING)
-    logging.getLogger("tunekit").setLevel(logging.INFO)
+    # Of several processes the first one speaks, and whichever fails.
+    logging.getLogger("tunekit").setLevel(logging.INFO if is_main() else logging.ERROR)
     if no_network:
         offline.enter()
     try:
         yield
     except TunekitError as error:
-        if as_json:
+        if as_json and is_main():
             print(json.dumps({"status": "failed", "exit_code": error.exit_code, "error": str(error)}))
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(leave_outcome(error.exit_code)) from None
+    except (typer.Exit, SystemExit):
+        raise
+    except Exception:
+        if OUTCOMES not in os.environ:
+            raise
+        traceback.print_exc()  # a bug, which another attempt would not mend
+        raise typer.Exit(leave_outcome(1)) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave_outcome(code: int) -> int:
+    """What a process ends with: to an agent (`train.launcher`) only what another try may mend is a failure."""
+    folder = os.environ.get(OUTCOMES)
+    if folder is None or "RANK" not in os.environ:
+        return code
+    (Path(folder) / os.environ["RANK"]).write_text(str(code))
+    return code if code == RankFailed.exit_code else 0
 
 
 def load_recipe(

@@ -142,6 +142,8 @@ def merge(
             "merged: {model} ({dtype}); largest logit difference {merge_difference:.3g} (bound {bound:.3g}), "
             "reloaded by a fresh process {reload_difference:.3g}"
         )
+        if "quantised_difference" in result:
+            text += "; to the adapter on its quantised base {quantised_difference:.3g}"
         print_result(result, text.format(**result), as_json)
 
 

@@ -1,8 +1,12 @@
 """Verbs that train."""
 
+import os
 import sys
 from contextlib import redirect_stdout
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+import typer
 
 from tunekit.cli.common import (
     AllowCode,
@@ -13,10 +17,15 @@ from tunekit.cli.common import (
     Settings,
     app,
     command,
+    is_main,
+    leave_outcome,
     load_recipe,
     print_result,
     quiet_libraries,
 )
+
+if TYPE_CHECKING:
+    from tunekit.recipe.distributed import Distributed
 
 
 @app.command()
@@ -86,12 +95,35 @@ def _train(
     with command(as_json, no_network=offline):
         resolved = load_recipe(recipe, overrides, settings, stage)
         quiet_libraries()
+        if wants_processes(asked := resolved.recipe.distributed):
+            from tunekit.train import launcher
+
+            if asked.nodes > 1 or launcher.count_here(asked.processes) > 1:
+                flags = [*_flags({**options, "offline": offline, "json": as_json})]
+                arguments = [stage, recipe, *(overrides or ()), *(f"--set={each}" for each in settings or ()), *flags]
+                raise typer.Exit(
+                    launcher.start(
+                        arguments, processes=asked.processes, nodes=asked.nodes, max_restarts=asked.max_restarts
+                    )
+                )
         from tunekit.stages.present import training_report
 
         module = import_module(f"tunekit.stages.{stage}")
         with redirect_stdout(sys.stderr):  # trackers print
             result = module.run(resolved, **options)
-        print_result(result, training_report(result), as_json)
+        if is_main():
+            print_result(result, training_report(result), as_json)
+        leave_outcome(0)
+
+
+def wants_processes(asked: "Distributed") -> bool:
+    """Whether the recipe asks for several, and this is none of those that a launcher started."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return not started and (asked.nodes > 1 or asked.processes not in (None, 1))
+
+
+def _flags(options: dict[str, bool]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name, given in options.items() if given]
 
 
 def _may_run_code(stage: str, about: str, *examples: str) -> None:

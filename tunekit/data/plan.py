@@ -37,16 +37,16 @@ class _Epoch(NamedTuple):
 class Plan:
     """The order of training.
 
-    lengths: tokens of each row;  batch_size: rows (or packs) of a micro-batch;  accumulation: micro-batches a step
+    lengths: tokens of each row;  batch_size: rows (or packs) of a micro-batch;  micro_batches: of a step, on all ranks
     pack_to: tokens a packed row may hold, or None for one example a row
     epochs: may be fractional;  max_steps: overrides `epochs`;  sampling: "random" or "sequential"
     mixture: an epoch then has as many trained tokens as all rows together, in the shares that it says
-    rank, world_size: which of the micro-batches of a step are this process's; `accumulation` is of each process
+    rank, world_size: the micro-batches of a step are dealt out to the processes in turn; the steps are the same ones
     """
 
     lengths: Sequence[int] | NDArray[np.int64]
     batch_size: int
-    accumulation: int
+    micro_batches: int
     epochs: float
     max_steps: int | None
     seed: int
@@ -73,7 +73,7 @@ class Plan:
         """The micro-batch with the most tokens of the whole run, padding included where rows are `padded`."""
         best, found = -1, ()
         for _, (order, starts), limit in self._epochs():
-            count = min(len(starts) - 1, limit * self._micro_batches)
+            count = min(len(starts) - 1, limit * self.micro_batches)
             lengths = np.asarray(self.lengths)[order[: starts[count]]]
             size = np.maximum if padded else np.add
             sizes = size.reduceat(lengths, starts[:count]) * (np.diff(starts[: count + 1]) if padded else 1)
@@ -88,22 +88,17 @@ class Plan:
         assert self.mixture is not None
         totals = np.zeros(len(self.mixture.shares))
         for _, (order, starts), limit in self._epochs():
-            rows = order[: starts[min(len(starts) - 1, limit * self._micro_batches)]]
+            rows = order[: starts[min(len(starts) - 1, limit * self.micro_batches)]]
             totals += np.bincount(self.mixture.parts[rows], self.mixture.trained[rows], len(totals))
         return [int(total) for total in totals]
 
-    @property
-    def _micro_batches(self) -> int:
-        """Of a whole step, over all processes."""
-        return self.accumulation * self.world_size
-
     def _steps_in(self, epoch: _Epoch) -> int:
-        return math.ceil((len(epoch.starts) - 1) / self._micro_batches)
+        return math.ceil((len(epoch.starts) - 1) / self.micro_batches)
 
     def _step(self, epoch: _Epoch, i: int) -> Step:
         order, starts = epoch
-        last = min((i + 1) * self._micro_batches, len(starts) - 1)
-        mine = range(i * self._micro_batches + self.rank, last, self.world_size)
+        last = min((i + 1) * self.micro_batches, len(starts) - 1)
+        mine = range(i * self.micro_batches + self.rank, last, self.world_size)
         return tuple(tuple(order[starts[m] : starts[m + 1]].tolist()) for m in mine)
 
     def _epochs(self) -> Iterator[tuple[int, _Epoch, int]]:

@@ -35,7 +35,7 @@ class StreamSettings:
 
     num_steps: int
     batch_size: int
-    accumulation: int
+    micro_batches: int
     max_length: int
     seed: int
     buffer: int
@@ -125,7 +125,7 @@ class StreamLoader:
             for step in steps[self._block.done :][: self.num_steps - number]:
                 number += 1
                 self._block.done += 1
-                yield LoadedStep(number, step, None, False)
+                yield LoadedStep(number, step[self.settings.rank :: self.settings.world_size], None, False)
             if number < self.num_steps:
                 self._block = _Block(self._block.number + 1, carried=rest)
                 self._rows = self._read_block()
@@ -173,13 +173,13 @@ class StreamLoader:
         packs: Sequence[Sequence[int]] = [(i,) for i in range(len(rows))]
         if settings.packing:
             packs = pack(range(len(rows)), [len(row.ids) for row in rows], settings.max_length)
-        size = settings.batch_size * settings.accumulation
+        size = settings.batch_size * settings.micro_batches
         whole = len(packs) // size * size
         batches = [
             [rows[i] for each in packs[begin : begin + settings.batch_size] for i in each]
             for begin in range(0, whole, settings.batch_size)
         ]
-        steps = [batches[i : i + settings.accumulation] for i in range(0, len(batches), settings.accumulation)]
+        steps = [batches[i : i + settings.micro_batches] for i in range(0, len(batches), settings.micro_batches)]
         return steps, [rows[i] for each in packs[whole:] for i in each]
 
     def _read_block(self) -> list[Tokens]:
@@ -191,7 +191,7 @@ class StreamLoader:
             rows += self._next(self._furthest_behind())
         self._check()
         if self.settings.sampling == "random":
-            generator = np.random.default_rng([self.settings.seed, self._block.number, self.settings.rank])
+            generator = np.random.default_rng([self.settings.seed, self._block.number, 0])
             rows = [rows[i] for i in generator.permutation(len(rows))]
         return self._block.carried + rows
 
@@ -226,12 +226,13 @@ class StreamLoader:
         return rows
 
     def _numbered(self, part: int, cursor: Cursor) -> Iterator[tuple[int, Rendered | Rejected]]:
-        """The rows of a source from `cursor` on that are this rank's, each with its number."""
-        rank, world_size = self.settings.rank, self.settings.world_size
+        """The rows of a source from `cursor` on, each with its number.
+
+        All ranks read all rows: they then go on from each other's checkpoints, however many they are.
+        """
         rows = enumerate(self._readings[part].rows(Found(), cursor.item), start=cursor.item)
-        mine = ((number, row) for number, row in rows if number % world_size == rank)
         first_pass = cursor.turn == 0
-        for chunk in rendered(mine, self.tokenizer, self.rendering, self.notes if first_pass else Counter()):
+        for chunk in rendered(rows, self.tokenizer, self.rendering, self.notes if first_pass else Counter()):
             if first_pass:
                 good = [each for _, each in chunk if isinstance(each, Rendered)]
                 self._sizes.update(rows=len(chunk), **sizes(good))

@@ -72,7 +72,7 @@ def add_reward(adapted: nn.Module, folder: Path, name: str) -> Tensor:
     assert isinstance(adapted, PeftModel)
     config = lora_config(str(folder))
     config.task_type, config.modules_to_save = None, None
-    use_fused_layer(config)
+    use_fused_layer(config, adapted)
     with fitting(str(folder)):
         weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         head = weights.pop(next(key for key in weights if key.rpartition(".")[0].endswith("score")))
@@ -94,7 +94,7 @@ def add_copy(adapted: PeftModel, name: str) -> None:
     """A further adapter that is equal to the trained one and does not act yet, its weights frozen."""
     config = copy.copy(adapted.peft_config[NEW])
     config.init_lora_weights = True  # type: ignore[attr-defined]  # others take their share from the base again
-    use_fused_layer(config)  # type: ignore[arg-type]
+    use_fused_layer(config, adapted)  # type: ignore[arg-type]
     adapted.add_adapter(name, config)
     whole_modules_in_fp32(adapted, adapted.get_base_model().dtype, name)  # type: ignore[arg-type]
     trained = dict(adapted.named_parameters())

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from tunekit.errors import RecipeError
 from tunekit.models.lora import use_fused_layer
+from tunekit.models.quantised import num_weights
 
 log = logging.getLogger("tunekit")
 
@@ -51,7 +52,7 @@ def add_lora(
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     try:
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type=task_type, **options)  # type: ignore[arg-type]
-        use_fused_layer(config)
+        use_fused_layer(config, model)
         # The commit, without which plain peft would load the base as it then is on the hub.
         adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -116,7 +117,7 @@ def fitting(path: str) -> Iterator[None]:
 def continue_adapter(model: PreTrainedModel, path: str) -> PeftModel:
     """The LoRA adapter at `path` on its base, to be trained on; its weights are fp32. Raises `RecipeError`."""
     config = lora_config(path)
-    use_fused_layer(config)
+    use_fused_layer(config, model)
     with fitting(path):
         adapted = PeftModel.from_pretrained(model, path, is_trainable=True, config=config)
     whole_modules_in_fp32(adapted, model.dtype)
@@ -143,10 +144,21 @@ def stack_adapter(model: PreTrainedModel, path: str, **lora: Any) -> PeftModel:
 
 def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
     """`model` with the adapter at `path` added to its weights, in their precision. Raises `RecipeError`."""
+    return merge(put_beside(model, path), path)
+
+
+def put_beside(model: PreTrainedModel, path: str) -> PeftModel:
+    """The adapter at `path` on `model`, whatever kind of model it was trained on. Raises `RecipeError`."""
     config = lora_config(path)
     config.task_type = None  # a reward model has another head than the language model of the adapter
     with fitting(path):
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, path, config=config).merge_and_unload()
+        return PeftModel.from_pretrained(model, path, config=config)
+
+
+def merge(adapted: PeftModel, path: str) -> PreTrainedModel:
+    """The base of `adapted` with its adapter, which came from `path`, in its weights. Raises `RecipeError`."""
+    with fitting(path):
+        merged: PreTrainedModel = adapted.merge_and_unload()
     merged.requires_grad_(True)  # peft leaves the weights of a base frozen
     return merged
 
@@ -223,7 +235,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name; says how many of how many."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     count = sum(parameter.numel() for parameter in trained.values())
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(num_weights(parameter) for parameter in model.parameters())
     log.info("training %s of %s weights (%.2f %%)", f"{count:,}", f"{total:,}", 100 * count / total)
     assert all(parameter.dtype == torch.float32 for parameter in trained.values()), "trained weights stay fp32"
     return trained

@@ -178,10 +178,13 @@ def seed_sampling(seed: int | None) -> None:
 
 
 def sampling_options(temperature: float, top_p: float) -> dict[str, Any]:
-    """Arguments of `generate`: greedy at temperature 0, else the plain softmax cut to the nucleus `top_p`."""
+    """Arguments of `generate`: greedy at temperature 0, else the plain softmax cut to the nucleus `top_p`.
+
+    A process waits for no other one, which may not generate at all.
+    """
     if temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "synced_gpus": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "synced_gpus": False}
 
 
 def _end_ids(model: PreTrainedModel) -> Tensor:

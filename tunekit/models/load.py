@@ -23,7 +23,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from tunekit.errors import MissingEnvironment, RecipeError
 from tunekit.files import sha256
-from tunekit.models import builtin
+from tunekit.models import builtin, quantised
 from tunekit.models.attention import SEGMENTS
 
 log = logging.getLogger("tunekit")
@@ -190,17 +190,23 @@ def load_model(
     device: torch.device,
     attn_implementation: str | None = "auto",
     auto_class: Any = AutoModelForCausalLM,
+    quantization: str = "none",
     **config: Any,
 ) -> PreTrainedModel:
     """A causal language model, or one of `auto_class`, in `dtype` ("auto": the one it is stored in) on `device`.
 
-    `config` are values of its config to change.
+    `quantization` (none, 8bit, 4bit) is of its linear layers, beside a `dtype` that is not "auto". `config` are values
+    of its config to change.
 
     Attention `auto` is ours over segments where the model takes it, None is what transformers would choose. Raises
     `MissingEnvironment` where it cannot be loaded that way, and `RecipeError` where its files are damaged.
     """
     auto = attn_implementation == "auto"
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **config}
+    if quantization != "none":
+        assert isinstance(dtype, torch.dtype)
+        new_head = auto_class is not AutoModelForCausalLM
+        options |= quantised.options(quantization, dtype, device, has_new_head=new_head)
     try:
         model = from_hub_or_disk(
             auto_class, location, attn_implementation=SEGMENTS if auto else attn_implementation, **options
@@ -209,9 +215,8 @@ def load_model(
         raise _damaged(location.path, error) from error
     except (ValueError, KeyError, ImportError) as error:
         if auto:
-            model = load_model(
-                location, dtype=dtype, device=device, attn_implementation=None, auto_class=auto_class, **config
-            )
+            kind: dict[str, Any] = {"auto_class": auto_class, "quantization": quantization, **config}
+            model = load_model(location, dtype=dtype, device=device, attn_implementation=None, **kind)
             log.info("%s does not take a registered attention function: using its own", location.name)
             return model
         how = f" with model.attn_implementation: {attn_implementation}" if attn_implementation else ""
@@ -221,6 +226,8 @@ def load_model(
             f"model: {location.name} is a reward model or another classifier, which writes no text",
             "Name the language model; a reward model is measured with tunekit eval.",
         )
+    if quantization != "none":
+        return quantised.same_in_evaluation(model, location.name)  # transformers put it on the device
     return model.to(device)
 
 

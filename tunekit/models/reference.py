@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,21 +35,29 @@ NAME = "logprobs"
 
 
 def reference_logprobs(
-    policy: Policy, examples: Sequence[Example], batch_size: int, identity: Sequence[Any]
+    policy: Policy,
+    examples: Sequence[Example],
+    batch_size: int,
+    identity: Sequence[Any],
+    *,
+    all_know: Callable[[bool], bool] = bool,
+    spread: Callable[[Sequence[int], Callable[[Sequence[int]], list[Tensor]]], list[Tensor]] = lambda rows, f: f(rows),
 ) -> NDArray[np.float32]:
     """`(R, K)` summed log-probabilities, in nats, of the K answers of each of `examples` under `policy` as it is now.
 
     `identity` (in JSON's types) is all that they depend on but the code: the weights and the rows, by content. They are
-    kept in the cache under its hash. Raises `StorageError` where the cache cannot be written.
+    kept in the cache under its hash. Of several processes `all_know` says whether each found them there, and `spread`
+    deals the rows out to them. Raises `StorageError` where the cache cannot be written.
     """
     facts = [*identity, str(policy.dtype), policy.flat, policy.share_prompts, policy.causal.device.type]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     path = cache_root() / "reference" / f"{key}.safetensors"
-    if (known := _read(path)) is not None and len(known) == len(examples):
+    known = _read(path)
+    if all_know(known is not None and len(known) == len(examples)) and known is not None:
         log.info("reference: log-probabilities of %s rows from the cache", f"{len(known):,}")
         return known
     started = time.perf_counter()
-    found = _compute(policy, examples, batch_size)
+    found = torch.stack(spread(range(len(examples)), lambda rows: _compute(policy, examples, rows, batch_size))).numpy()
     log.info("reference: log-probabilities of %s rows in %.0f s", f"{len(found):,}", time.perf_counter() - started)
     _write(path, found)
     return found
@@ -63,8 +71,9 @@ def with_reference(policy: Policy, batch: Batch) -> Batch:
     return replace(batch, reference=answer_sums(policy(batch), batch.counts), mismatched=mismatched)
 
 
-def _compute(policy: Policy, examples: Sequence[Example], batch_size: int) -> NDArray[np.float32]:
-    order = sorted(range(len(examples)), key=lambda i: sum(len(answer.ids) for answer in examples[i].answers))
+def _compute(policy: Policy, examples: Sequence[Example], numbers: Sequence[int], batch_size: int) -> list[Tensor]:
+    """`(K,)` of each of the rows with these numbers, in their order."""
+    order = sorted(numbers, key=lambda i: sum(len(answer.ids) for answer in examples[i].answers))
     rows: list[tuple[int, Tensor]] = []
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
@@ -74,7 +83,7 @@ def _compute(policy: Policy, examples: Sequence[Example], batch_size: int) -> ND
         if batch.mismatched is not None and batch.mismatched.reference is not None:
             sums = torch.cat([sums, batch.mismatched.reference[:, None]], 1)
         rows += zip(chunk, sums.cpu(), strict=True)
-    return torch.stack([values for _, values in sorted(rows, key=lambda row: row[0])]).numpy()
+    return [values for _, values in sorted(rows, key=lambda row: row[0])]
 
 
 def _read(path: Path) -> NDArray[np.float32] | None:

@@ -2,7 +2,7 @@
 
 Loads FOLDER with nothing but the public classes of transformers and peft and prints the largest absolute difference of
 its logits on the fixed prompts to those stored in LOGITS. Its tokenizer must render the conversations in SERVED to the
-ids that stand beside them, as a server would.
+ids that stand beside them, as a server would. The base of an adapter is quantised as its passport says.
 """
 
 import json
@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunekit import offline
+from tunekit.models import quantised
 from tunekit.models.adapters import AutoPeftModelForCausalLM
 from tunekit.models.export import fixed_logits, largest_difference
+from tunekit.models.load import Location
+from tunekit.models.serve import trained_quantization
 
 
 def main(folder: str, logits: str, served: str, dtype: str, device: str) -> None:
@@ -25,8 +28,13 @@ def main(folder: str, logits: str, served: str, dtype: str, device: str) -> None
         check_rendering(tokenizer, **example)
     adapter = (Path(folder) / "adapter_config.json").is_file()
     auto_class = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
-    model: Any = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype))
-    model.to(device)
+    quantization = trained_quantization(Location(folder, folder)) if adapter else "none"
+    options = quantised.options(quantization, getattr(torch, dtype), torch.device(device))
+    model: Any = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+    if quantization == "none":
+        model.to(device)
+    else:
+        quantised.same_in_evaluation(model.get_base_model(), folder)
     print(largest_difference(load_file(logits), fixed_logits(model, tokenizer)))
 
 

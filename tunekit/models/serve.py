@@ -30,16 +30,24 @@ def load_for_inference(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that `name` stands for, on the default device and in evaluation mode.
 
-    An adapter stays beside its base (`merge` joins them), so that answers are those measured in training.
-    `attn_implementation` is as in `load_model`. Raises `RecipeError` for a folder that holds no model, also when its
-    run is not finished.
+    An adapter stays beside its base (`merge` joins them), quantised where it was, so that answers are those measured in
+    training. `attn_implementation` is as in `load_model`. Raises `RecipeError` for a folder that holds no model, also
+    when its run is not finished.
     """
     location = locate(name)
     device = default_device()
     chosen = resolve_dtype(dtype, device)
     if location.is_adapter:
+        base, quantization = base_of(location), trained_quantization(location)
+        if quantization != "none":
+            log.info("base %s in %s, as in training", base.name, quantization)
         adapted, tokenizer = load_adapted(
-            location, base_of(location), dtype=chosen, device=device, attn_implementation=attn_implementation
+            location,
+            base,
+            dtype=chosen,
+            device=device,
+            attn_implementation=attn_implementation,
+            quantization=quantization,
         )
         model: PreTrainedModel = adapted.get_base_model()  # type: ignore[assignment]
     else:
@@ -56,14 +64,17 @@ def load_adapted(
     dtype: torch.dtype | str,
     device: torch.device,
     attn_implementation: str | None = None,
+    quantization: str = "none",
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The adapter on its base, with the tokenizer and generation config beside the adapter, or else the base's.
 
-    Raises `RecipeError` where the adapter is damaged or does not fit the base.
+    `quantization` is that of the base. Raises `RecipeError` where the adapter is damaged or does not fit the base.
     """
     folder = Path(adapter.path)
     tokenizer = load_tokenizer(adapter if (folder / "tokenizer_config.json").is_file() else base)
-    model = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
+    model = load_model(
+        base, dtype=dtype, device=device, attn_implementation=attn_implementation, quantization=quantization
+    )
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # type: ignore[index]
         model.resize_token_embeddings(len(tokenizer))
     if (folder / "generation_config.json").is_file():
@@ -79,6 +90,11 @@ def load_adapted(
     if adapted.active_peft_config.is_prompt_learning:
         raise RecipeError(f"model: {adapter.path} is a learned prompt; accepted are adapters of weights (LoRA)")
     return adapted, tokenizer
+
+
+def trained_quantization(adapter: Location) -> str:
+    """In what its base was quantised when the adapter was trained: none, 8bit or 4bit."""
+    return str((passport_of(adapter).get("base_model") or {}).get("quantization", "none"))
 
 
 def trained_preparation(name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunekit.recipe.distributed import known_processes
 from tunekit.recipe.losses import NUM_GENERATIONS, ONLINE, keys_of, losses_of, stage_of
 from tunekit.recipe.schema import Recipe
 
@@ -33,10 +34,10 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
     if train.warmup_steps is None and train.warmup_ratio is None:
         updates["train"]["warmup_ratio"] = WARMUP_RATIO
     if train.gradient_accumulation_steps is None:
-        together = train.per_device_train_batch_size * known_processes(recipe)
+        together = train.per_device_train_batch_size * known_processes(recipe.distributed)
         updates["train"]["gradient_accumulation_steps"] = (train.global_batch_size or together) // together or 1
     if recipe.distributed.strategy is None:
-        alone = recipe.distributed.processes == 1 and recipe.distributed.nodes == 1
+        alone = recipe.distributed.processes in (None, 1) and recipe.distributed.nodes == 1
         updates["distributed"] = {"strategy": "none" if alone else "ddp"}
     if data.eval_split is None and (data.eval is not None or data.streaming):
         updates["data"]["eval_split"] = 0
@@ -56,12 +57,6 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
         final["stage"] = stage
         paths.add("stage")
     return recipe.model_copy(update=final), frozenset(paths)
-
-
-def known_processes(recipe: Recipe) -> int:
-    """All that train together; one on each machine where that is seen only at the start."""
-    processes = recipe.distributed.processes
-    return recipe.distributed.nodes * (1 if processes == "auto" else processes)
 
 
 def best_metric(stage: str) -> str:

@@ -36,6 +36,11 @@ RENAMED = {
         "LLaMA-Factory": "pure_bf16",
         "other tools": "precision mixed_precision",
     },
+    "model.quantization": {
+        "TRL and axolotl": "load_in_4bit load_in_8bit",
+        "LLaMA-Factory": "quantization_bit",
+        "ms-swift": "quant_bits",
+    },
     "model.attn_implementation": {
         "LLaMA-Factory": "flash_attn",
         "ms-swift": "attn_impl",
@@ -209,6 +214,12 @@ VALUES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("fp32", "float", "torch.float32"), "float32"),
         **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
     },
+    "model.quantization": {
+        **dict.fromkeys(("4", "4-bit", "nf4", "int4", "bnb_4bit", "load_in_4bit"), "4bit"),
+        **dict.fromkeys(("8", "8-bit", "int8", "bnb_8bit", "load_in_8bit"), "8bit"),
+        **dict.fromkeys(("true", "bnb", "bitsandbytes", "qlora"), "write 4bit or 8bit"),
+        **dict.fromkeys(("false", "no", "off"), "none"),
+    },
     "model.attn_implementation": {
         **dict.fromkeys(("fa2", "flash", "flash_attn", "flash-attn", "flash_attention"), "flash_attention_2"),
         **dict.fromkeys(("flash_attn_2", "flash_attention2", "flash-attention-2"), "flash_attention_2"),
@@ -235,7 +246,7 @@ VALUES: dict[str, dict[str, str]] = {
     "adapter.type": {
         "full": "none",
         "dora": "write type: lora with use_dora: true",
-        "qlora": "write lora; this version has no quantised bases",
+        "qlora": "write lora, and quantization: 4bit below model",
     },
     "train.optim": {
         **dict.fromkeys(("adam", "adamw", "adamw_hf"), "adamw_torch"),

@@ -7,9 +7,9 @@ ONE_PROCESS = (
     "this version trains in one process on one device; adapter: lora, train.activation_checkpointing and smaller "
     "batches save memory"
 )
-NO_QUANTISATION = (
-    "this version has no quantised bases; train an adapter on the whole base (adapter: lora), since a quantised one "
-    "could take an adapter only"
+ONE_QUANTISATION = (
+    "model.quantization has one form of each: 4bit is NF4 with double quantisation, 8bit is int8 with products in "
+    "model.dtype"
 )
 ONLY_DTYPES = "model.dtype takes bfloat16 or float32 only"
 NO_RL = "online RL has the stages ppo, grpo and rloo here, with the sections rewards, rollout and objective"
@@ -24,14 +24,13 @@ ALL_ROWS = 'all rows are taken; cut the file, or of a data set of the hub take s
 OWN_READING = "how the rows are read and kept is not for the recipe to say"
 
 MISSING = [
-    ("TRL and axolotl", NO_QUANTISATION, "load_in_4bit load_in_8bit"),
-    ("other tools", NO_QUANTISATION, "quantization qlora"),
-    ("LLaMA-Factory", NO_QUANTISATION, "quantization_bit quantization_method quantization_type double_quantization"),
-    ("LLaMA-Factory", NO_QUANTISATION, "quant_config quantization_device_map"),
-    ("ms-swift", NO_QUANTISATION, "quant_bits quant_method bnb_4bit_compute_dtype"),
-    ("TRL", NO_QUANTISATION, "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant"),
-    ("transformers", NO_QUANTISATION, "quantization_config bnb_4bit_use_double_quant"),
-    ("axolotl", NO_QUANTISATION, "gptq bnb_config_kwargs qat loftq_config quantize_moe_experts"),
+    ("other tools", "write adapter: lora, and quantization: 4bit below model", "qlora"),
+    ("LLaMA-Factory", ONE_QUANTISATION, "quantization_method quantization_type double_quantization quant_config"),
+    ("LLaMA-Factory", "chosen by the machine", "quantization_device_map"),
+    ("ms-swift", ONE_QUANTISATION, "quant_method bnb_4bit_compute_dtype"),
+    ("TRL", ONE_QUANTISATION, "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant"),
+    ("transformers", ONE_QUANTISATION, "quantization_config bnb_4bit_use_double_quant"),
+    ("axolotl", ONE_QUANTISATION, "gptq bnb_config_kwargs qat loftq_config quantize_moe_experts"),
     ("transformers", ONLY_DTYPES, "fp16"),
     ("axolotl", ONLY_DTYPES, "float16"),
     ("LLaMA-Factory", ONLY_DTYPES, "fp8 fp8_backend"),

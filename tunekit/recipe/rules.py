@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from tunekit.recipe.conflict import Conflict
 from tunekit.recipe.data import Data, Source
+from tunekit.recipe.distributed import distributed_conflicts, known_processes
+from tunekit.recipe.quantisation import quantisation_conflicts
 from tunekit.recipe.schema import Eval, Recipe
 from tunekit.recipe.stage_rules import stage_conflicts
 
@@ -20,7 +22,9 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every rule that the recipe breaks; to be asked before `derive`."""
     yield from _weights(recipe)
     yield from _adapter(recipe)
+    yield from quantisation_conflicts(recipe)
     yield from _batch(recipe)
+    yield from distributed_conflicts(recipe)
     yield from _warmup(recipe)
     yield from _held_out(recipe)
     yield from _answers(recipe)
@@ -70,14 +74,18 @@ def _batch(recipe: Recipe) -> Iterator[Conflict]:
     rows, passes, each = train.global_batch_size, train.gradient_accumulation_steps, train.per_device_train_batch_size
     if rows is None:
         return
-    at, keys = "train.global_batch_size", ("train.global_batch_size", "train.per_device_train_batch_size")
-    if rows % each:
-        fix = f"set {rows + -rows % each}, or change that one"
-        message = f"{rows} is not a multiple of train.per_device_train_batch_size ({each}); {fix}"
+    at = "train.global_batch_size"
+    keys = (at, "train.per_device_train_batch_size", "distributed.processes", "distributed.nodes")
+    count = known_processes(recipe.distributed)
+    together = each * count
+    times = f" x {count} processes" if count > 1 else ""
+    if rows % together:
+        fix = f"set {rows + -rows % together}, or change that one"
+        message = f"{rows} is not a multiple of train.per_device_train_batch_size ({each}){times}; {fix}"
         yield Conflict(at, keys, message)
     # A dumped recipe holds both; they conflict only when they disagree.
-    elif passes is not None and rows != passes * each:
-        product = f"gradient_accumulation_steps x per_device_train_batch_size ({passes} x {each})"
+    elif passes is not None and rows != passes * together:
+        product = f"gradient_accumulation_steps x per_device_train_batch_size ({passes} x {each}){times}"
         message = f"{rows} is not {product}; remove one of the two"
         yield Conflict(at, (*keys, "train.gradient_accumulation_steps"), message)
 

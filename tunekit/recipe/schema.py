@@ -46,6 +46,11 @@ class Model(Section):
         default="auto",
         description="Precision of matrix products and frozen weights; auto: bfloat16 where it is in hardware.",
     )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        default="none",
+        description="Precision in which the linear layers of the base are kept, beside an adapter: 4bit is NF4 with "
+        "double quantisation, 8bit is int8; needs adapter: lora.",
+    )
     attn_implementation: Attention = Field(
         default="auto",
         description="auto: flat rows with isolated examples; or a name of transformers', on padded rows.",

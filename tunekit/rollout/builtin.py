@@ -26,6 +26,8 @@ LEAVING = 0.25  # share of the batch that is done before the others are moved to
 class Builtin:
     """Samples from the policy in this process, `batch_size` answers at a time."""
 
+    in_process = True
+
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.policy: Policy | None = None
@@ -44,24 +46,29 @@ class Builtin:
         sampling: Sampling,
         seed: int,
         poll: Callable[[], None] = lambda: None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """As the protocol says. Prompts of similar length share a batch, so that little of it is padding."""
+        """As the protocol says. Prompts of similar length share a batch, so that little of it is padding.
+
+        Each answer has random numbers of its own, so that it does not depend on what shares its batch.
+        """
         policy = self.policy
         assert policy is not None
         policy.eval()
-        generator = torch.Generator(policy.causal.device).manual_seed(seed)
-        answers = [
-            i for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for _ in range(num_generations)
-        ]
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        answers = [(i, k) for i in by_length for k in range(num_generations)]
+        numbers = numbers or range(len(prompts))
         found: list[list[Completion]] = [[] for _ in prompts]
         with (
             as_trained(policy.model),
             torch.autocast(policy.causal.device.type, policy.dtype, enabled=policy.autocast),
         ):
             for start in range(0, len(answers), self.batch_size):
-                chunk = answers[start : start + self.batch_size]
+                chosen = answers[start : start + self.batch_size]
+                chunk = [i for i, _ in chosen]
+                random = [np.random.default_rng([seed, numbers[i], k]) for i, k in chosen]
                 write = _write if policy.flat else _generate
-                for i, completion in zip(chunk, write(policy, prompts, chunk, sampling, generator, poll), strict=True):
+                for i, completion in zip(chunk, write(policy, prompts, chunk, sampling, random, poll), strict=True):
                     found[i].append(completion)
         return found
 
@@ -112,7 +119,7 @@ def _write(
     prompts: Sequence[Sequence[int]],
     chunk: Sequence[int],
     sampling: Sampling,
-    generator: torch.Generator,
+    random: Sequence[np.random.Generator],
     poll: Callable[[], None],
 ) -> Iterator[Completion]:
     """Answers to the prompts with the numbers `chunk`, in order."""
@@ -122,9 +129,10 @@ def _write(
     cache, logits = _read(policy, head, prompts, chunk)
     active = torch.arange(len(chunk), device=device)  # which answer each row of the batch is
     ends = torch.tensor(sorted(sampling.ends), dtype=torch.long, device=device)
+    places = torch.from_numpy(np.stack([each.random(sampling.max_new_tokens) for each in random])).to(device)
     for column in range(sampling.max_new_tokens):
         poll()
-        tokens, logprobs, entropies = draw(logits, sampling, generator)
+        tokens, logprobs, entropies = draw(logits, sampling, places[active, column])
         going = drawn.add(column, active, tokens, logprobs, entropies, ends)
         if len(going) == 0 or column + 1 == sampling.max_new_tokens:
             break
@@ -164,10 +172,11 @@ def _logits(
     return ((hidden if at is None else hidden[at]).to(head.dtype) @ head.T).float()
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def draw(logits: Tensor, sampling: Sampling, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A token for each row of `logits (A, V)`, its log-probability, and the entropy of what it was drawn from, `(A,)`.
 
-    Temperature 0 takes the likeliest; its log-probability is that of the plain softmax.
+    places: `(A,)` in [0, 1), uniform: where in the cumulative distribution each token is taken. Temperature 0 takes the
+    likeliest; its log-probability is that of the plain softmax.
     """
     if sampling.temperature > 0:
         logits = logits / sampling.temperature
@@ -176,8 +185,7 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tupl
     if sampling.temperature > 0:
         below = probs.cumsum(-1, dtype=torch.float64)
         # 1 - u is above 0, so that no token of probability 0 at the beginning is drawn.
-        place = 1 - torch.rand(len(logits), 1, dtype=torch.float64, generator=generator, device=logits.device)
-        tokens = torch.searchsorted(below, place * below[:, -1:]).squeeze(1)
+        tokens = torch.searchsorted(below, (1 - places[:, None]) * below[:, -1:]).squeeze(1)
     else:
         tokens = logits.argmax(-1)
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1), torch.special.entr(probs).sum(-1)
@@ -201,12 +209,12 @@ def _generate(
     prompts: Sequence[Sequence[int]],
     chunk: Sequence[int],
     sampling: Sampling,
-    generator: torch.Generator,
+    random: Sequence[np.random.Generator],
     poll: Callable[[], None],
 ) -> Iterator[Completion]:
     """The same by transformers' `generate`, which does not say log-probabilities of what it draws."""
     poll()
-    torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+    torch.manual_seed(int(random[0].integers(2**62)))
     longest = max(len(prompts[i]) for i in chunk)
     ids = torch.full((len(chunk), longest), policy.pad_id)
     mask = torch.zeros(len(chunk), longest, dtype=torch.long)

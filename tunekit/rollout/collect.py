@@ -4,7 +4,7 @@ Axes: S answers of a rollout, P prompts, G answers to each, L tokens of the long
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from tunekit.models.actor import Actor, Reference
 from tunekit.models.lora import as_trained
 from tunekit.rollout.advantages import Method
 from tunekit.rollout.gauges import answer_gauges
-from tunekit.rollout.rewards import Scores, Source, score
+from tunekit.rollout.rewards import Scores, Source, score, weighed
 from tunekit.rollout.samples import Completion, Response, Sampler, Sampling
+from tunekit.train.engine import Engine
+from tunekit.train.sharding import gathered
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,16 @@ class Rollout:
     gauges: dict[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """An answer, its reward from each source (NaN: failed), and what models give its tokens, `(T,)` each."""
+
+    completion: Completion
+    response: Response
+    values: dict[str, float]
+    given: dict[str, NDArray[np.float32]]
+
+
 @dataclass
 class Collector:
     """Makes rollouts from prompts.
@@ -52,6 +64,7 @@ class Collector:
     checked: compare the log-probabilities of sampling and training at each rollout, and not only at the first
     tail: what the chat template writes behind an answer that has ended
     leaves_out_cut: answers that did not end by themselves are not trained
+    engine: of the process, which shares the prompts with others
     """
 
     actor: Actor
@@ -69,25 +82,22 @@ class Collector:
     leaves_out_cut: bool = False
     missing_eos_penalty: float = 0.0
     tail: str = ""
+    engine: Engine = field(default_factory=Engine)
 
     def collect(self, asked: Sequence[Asked], number: int, seed: int, poll: Callable[[], None]) -> Rollout:
-        """Rollout `number` from its prompts; equal for an equal seed and equal weights.
+        """Rollout `number` from its prompts; equal for an equal seed and equal weights, on every rank.
 
         Raises `DataError` where a reward fails too often, or nothing is left to train on.
         """
-        self.sampler.sync(self.actor, number)
-        found = self.sampler.sample(
-            [each.ids.tolist() for each in asked], self.num_generations, self.sampling, seed, poll
-        )
-        completions = [completion for answers in found for completion in answers]
+        seen = self.seen(asked, self.num_generations, self.sampling, seed, poll, number)
+        completions, responses = [each.completion for each in seen], [each.response for each in seen]
+        scores = self.scores(seen)
         owners = [each for each in asked for _ in range(self.num_generations)]
-        responses = self.responses(owners, completions)
-        scores = score(self.rewards, responses, poll=poll, limit=self.failures)
         rows = [
             sampled_row(each, completion, i // self.num_generations)
             for i, (each, completion) in enumerate(zip(owners, completions, strict=True))
         ]
-        rows, gauges = self._looked_at(rows, completions, number, poll)
+        rows, gauges = self._filled(rows, seen)
         ended = np.array([each.ended for each in completions])
         totals = np.where(scores.valid, scores.total - self.missing_eos_penalty * ~ended, np.nan)
         rows, more = self.method.assign(rows, torch.from_numpy(totals).view(len(asked), -1))
@@ -108,17 +118,70 @@ class Collector:
             )
         return Rollout([row for row, use in zip(rows, used, strict=True) if use], responses, scores, gauges)
 
-    def responses(self, owners: Sequence[Asked], completions: Sequence[Completion]) -> list[Response]:
-        """What rewards look at, of each answer and the prompt that it belongs to."""
-        return [response(self.tokenizer, *each, self.tail) for each in zip(owners, completions, strict=True)]
+    def seen(
+        self,
+        asked: Sequence[Asked],
+        count: int,
+        sampling: Sampling,
+        seed: int,
+        poll: Callable[[], None],
+        number: int | None = None,
+    ) -> list[Seen]:
+        """`count` answers to each of the prompts, side by side; each rank has its part written, rewarded and looked at.
+
+        number: of the rollout; None: it is none, and the models do not look
+        """
+        poll = self.engine.by_itself(poll)
+        with gathered(self.actor):
+            written = self._written(asked, count, sampling, seed, poll, -1 if number is None else number)
+
+            def look(numbers: Sequence[int]) -> list[list[Seen]]:
+                chosen = [(asked[i], completion, i) for i in numbers for completion in written[i]]
+                found = self._looked_at(chosen, number, poll)
+                return [found[i : i + count] for i in range(0, len(found), count)]
+
+            return [each for group in self.engine.shared(range(len(asked)), look) for each in group]
+
+    def _written(
+        self,
+        asked: Sequence[Asked],
+        count: int,
+        sampling: Sampling,
+        seed: int,
+        poll: Callable[[], None],
+        number: int,
+    ) -> dict[int, list[Completion]]:
+        """The answers to this rank's prompts, by number of the prompt; to all of them where the first asks a server."""
+        engine, everyone = self.engine, range(len(asked))
+        mine = everyone[engine.rank :: engine.world_size] if self.sampler.in_process else everyone
+        found: list[list[Completion]] = []
+
+        def write() -> None:
+            self.sampler.sync(self.actor, number)
+            found.extend(self.sampler.sample([asked[i].ids.tolist() for i in mine], count, sampling, seed, poll, mine))
+
+        if self.sampler.in_process:
+            write()
+        else:
+            engine.ranks.from_main(write)
+            found = engine.gather(found)[0]
+        return dict(zip(mine, found, strict=True))
+
+    def scores(self, seen: Sequence[Seen]) -> Scores:
+        """The rewards of the answers."""
+        values = {source.name: np.array([each.values[source.name] for each in seen]) for source in self.rewards}
+        return weighed(self.rewards, values)
 
     @torch.no_grad()
     def _looked_at(
-        self, rows: list[Sampled], completions: Sequence[Completion], number: int, poll: Callable[[], None]
-    ) -> tuple[list[Sampled], dict[str, float]]:
-        """The rows with what policy, value function and reference give their tokens, and how far those are apart."""
+        self, chosen: Sequence[tuple[Asked, Completion, int]], number: int | None, poll: Callable[[], None]
+    ) -> list[Seen]:
+        """Answers, of each its prompt and group, with their rewards, and in a rollout what models give their tokens."""
+        responses = [response(self.tokenizer, asked, each, self.tail) for asked, each, _ in chosen]
+        scores = score(self.rewards, responses, poll=poll, limit=self.failures)
         own = self.keeps_old or self.checked or self.actor.value is not None or number == 0
         columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("old", "values", "reference")}
+        rows = [] if number is None else [sampled_row(*each) for each in chosen]
         self.actor.eval()
         with as_trained(self.actor):
             for start in range(0, len(rows), self.batch_size):
@@ -130,18 +193,27 @@ class Collector:
                     given["reference"] = self.reference(batch)
                 for name, values in given.items():
                     columns[name] += [each.cpu().numpy() for each in values.split(batch.counts.tolist())]
-        gauges = {}
-        if columns["old"]:
-            gauges = differences(columns["old"], completions)
         if not self.actor.value:
             columns["values"] = []
-        filled: list[dict[str, Any]] = [
-            {name: column[i] for name, column in columns.items() if column} for i in range(len(rows))
+        return [
+            Seen(
+                completion,
+                responses[i],
+                {name: float(values[i]) for name, values in scores.values.items()},
+                {name: column[i] for name, column in columns.items() if column},
+            )
+            for i, (_, completion, _) in enumerate(chosen)
         ]
-        gauges |= _divergence(filled, completions)
+
+    def _filled(self, rows: list[Sampled], seen: Sequence[Seen]) -> tuple[list[Sampled], dict[str, float]]:
+        """The rows with what the models give their tokens, and how far those are apart."""
+        completions = [each.completion for each in seen]
+        given: list[dict[str, Any]] = [each.given for each in seen]
+        gauges = differences([each["old"] for each in given], completions) if "old" in given[0] else {}
+        gauges |= _divergence(given, completions)
         if not self.keeps_old:  # the first and only update on a rollout starts from the policy that wrote it
-            filled = [{name: value for name, value in each.items() if name != "old"} for each in filled]
-        return [replace(row, **each) for row, each in zip(rows, filled, strict=True)], gauges
+            given = [{name: value for name, value in each.items() if name != "old"} for each in given]
+        return [replace(row, **each) for row, each in zip(rows, given, strict=True)], gauges
 
 
 def response(tokenizer: PreTrainedTokenizerBase, asked: Asked, completion: Completion, tail: str = "") -> Response:

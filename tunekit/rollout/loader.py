@@ -34,7 +34,7 @@ class RolloutLoader:
 
     passes, mini_batches: over each rollout, and optimizer steps in each of these;  batch_size: answers a micro-batch
     seen: is told of each rollout;  moved: whether the rest of the passes are to be left out;
-    watch: is kept with the rest
+    watch: is kept with the rest;  rank, world_size: of the micro-batches of a step each process takes every so-many-th
     """
 
     prompts: Sequence[Asked]
@@ -50,6 +50,8 @@ class RolloutLoader:
     seen: Callable[[int, Rollout], None] = lambda step, rollout: None
     moved: Callable[[], bool] = lambda: False
     watch: RolloutWatch | None = None
+    rank: int = 0
+    world_size: int = 1
     rollouts: int = 0  # made so far
     asked: int = 0  # steps of the plan that were used
     done: int = 0  # mini-batches of the rollout in hand that were trained on
@@ -129,7 +131,8 @@ class RolloutLoader:
         rows = sorted(self.rows, key=lambda row: place[row.group])
         low, high = (len(rows) * k // self.mini_batches for k in (part, part + 1))
         chosen = rows[low:high] or rows[-1:]
-        return [list(chosen[i : i + self.batch_size]) for i in range(0, len(chosen), self.batch_size)]
+        batches = [list(chosen[i : i + self.batch_size]) for i in range(0, len(chosen), self.batch_size)]
+        return batches[self.rank :: self.world_size]  # type: ignore[return-value]
 
     def longest(self, padded: bool) -> Sequence[Example]:
         """As many answers as a micro-batch has, as long as they may become, each to a longest prompt of its own."""

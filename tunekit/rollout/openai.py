@@ -23,6 +23,8 @@ MAX_STOPS = 4  # that the protocol has room for
 class OpenAIEndpoint:
     """The engine `openai`. Its answers are read with `tokenizer`, that of the policy."""
 
+    in_process = False
+
     def __init__(self, base_url: str, model_name: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises `MissingEnvironment` (exit 7) where no endpoint answers, `RecipeError` for an unknown model."""
         start = f"Is rollout.base_url right? It is a server with the route /v1/completions; a key is taken from {KEY}."
@@ -63,6 +65,7 @@ class OpenAIEndpoint:
         sampling: Sampling,
         seed: int,
         poll: Callable[[], None] = lambda: None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """See `Sampler`; equal for an equal seed where the endpoint honours it.
 
@@ -74,8 +77,8 @@ class OpenAIEndpoint:
                 "Leave it out, or use rollout.top_p.",
             )
         requests = [
-            self._request(prompt, num_generations, sampling, prompt_seed(seed, index))
-            for index, prompt in enumerate(prompts)
+            self._request(prompt, num_generations, sampling, prompt_seed(seed, number))
+            for number, prompt in zip(numbers or range(len(prompts)), prompts, strict=True)
         ]
         return at_once(partial(self._completions, sampling=sampling), requests, poll)
 

@@ -41,7 +41,12 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """An engine. From `sync` on it samples from the policy as it is then."""
+    """An engine. From `sync` on it samples from the policy as it is then.
+
+    in_process: each of several processes has one, else the first alone asks
+    """
+
+    in_process: bool
 
     def sync(self, policy: Policy, step: int) -> None: ...
 
@@ -52,8 +57,12 @@ class Sampler(Protocol):
         sampling: Sampling,
         seed: int,
         poll: Callable[[], None] = lambda: None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """Of each of the prompts (ids) `num_generations` answers, in order; equal for an equal seed."""
+        """Of each of the prompts (ids) `num_generations` answers, in order; equal for an equal seed and number.
+
+        numbers: of the prompts, where others are asked elsewhere (None: from 0)
+        """
         ...
 
     def close(self) -> None: ...

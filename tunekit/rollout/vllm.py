@@ -56,6 +56,8 @@ class VllmServer:
     sync: "adapter" loads the LoRA adapter beside the base that the server has; "reload" overwrites its weights
     """
 
+    in_process = False
+
     def __init__(self, base_url: str, model_name: str | None, sync: Sync, folder: Path) -> None:
         """Raises `MissingEnvironment` (exit 7) where no usable server answers, `RecipeError` for an unknown model."""
         start = start_command(sync, address(base_url))
@@ -141,11 +143,12 @@ class VllmServer:
         sampling: Sampling,
         seed: int,
         poll: Callable[[], None] = lambda: None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """See `Sampler`. Raises `MissingEnvironment` where the server fails or is of too old a version."""
         requests = [
-            self._request(prompt, num_generations, sampling, prompt_seed(seed, index))
-            for index, prompt in enumerate(prompts)
+            self._request(prompt, num_generations, sampling, prompt_seed(seed, number))
+            for number, prompt in zip(numbers or range(len(prompts)), prompts, strict=True)
         ]
         return at_once(partial(self._completions, ends=sampling.ends), requests, poll)
 

@@ -15,12 +15,13 @@ from tunekit.models import export
 from tunekit.models.adapters import joined, merge_adapter
 from tunekit.models.load import Location, load_model, weights_hash
 from tunekit.models.policy import Policy
+from tunekit.models.quantised import quantization_of
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.assemble import end_at_terminators
 from tunekit.stages.base import Base
 from tunekit.stages.rows import Rows
 from tunekit.train.checkpoint import staged
-from tunekit.train.loop import Training
+from tunekit.train.training import Training
 
 log = logging.getLogger("tunekit")
 
@@ -28,11 +29,14 @@ log = logging.getLogger("tunekit")
 def base_passport(base: Base, policy: Policy) -> dict[str, Any]:
     """Which base a run trained on: name, revision (the commit on a hub) and the sha256 of local weights.
 
+    `quantization`: what it was quantised in, where it was.
     `adapter`: the same of the adapter that it started from, and how, where it did.
     """
     location = base.location
     commit = getattr(policy.causal.config, "_commit_hash", None)
     found = {"name": location.name, "revision": commit or location.revision, "sha256": weights_hash(location)}
+    if (quantization := quantization_of(policy.causal)) != "none":
+        found["quantization"] = quantization
     if base.adapter is not None:
         given = {"name": base.adapter.name, "sha256": weights_hash(base.adapter), "from": base.start_from}
         found["adapter"] = given

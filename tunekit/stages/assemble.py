@@ -1,7 +1,6 @@
 """From a recipe to the parts of a run. With the stages themselves, the only place below the CLI that reads one."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,29 @@ from tunekit.errors import RecipeError
 from tunekit.files import sha256
 from tunekit.models import adapters
 from tunekit.models.export import generation_config
-from tunekit.models.load import load_model, locate, resolve_dtype, weights_hash
+from tunekit.models.load import load_config, load_model, locate, resolve_dtype, weights_hash
 from tunekit.models.policy import Policy
+from tunekit.models.quantised import refuse_stored
 from tunekit.objectives.objective import Objective
 from tunekit.recipe.losses import USERS_OWN
 from tunekit.recipe.rollout import OWN_ADAPTER
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
-from tunekit.stages.rows import REJECTED, Rows, shares_of
+from tunekit.stages.rows import REJECTED, Place, Rows, shares_of
 from tunekit.train import checkpoint
 from tunekit.train.engine import Engine
-from tunekit.train.loop import Evaluate, Schedule, Training, restore
 from tunekit.train.optim import make_optimizer, make_schedule
+from tunekit.train.ranks import Ranks
 from tunekit.train.report import MetricsFile
+from tunekit.train.saving import restore
+from tunekit.train.training import Evaluate, Schedule, Training
 
 log = logging.getLogger("tunekit")
 
 CHECKPOINTS = "checkpoints"  # the folder of them in `output_dir`
 DATE = "date (as a chat template may write it)"
+MICRO_BATCHES = "micro-batches in an optimizer step, over all processes"
+WORLD_SIZE = "world size"  # alone of the contract, it may change
 
 
 def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Policy:
@@ -50,11 +54,15 @@ def trained_model(recipe: Recipe, base: Base, engine: Engine, task_type: str = "
     """
     compute, lora = compute_dtype(recipe, engine), recipe.adapter.type == "lora"
     log.info("model %s on %s: %s products, float32 trained weights", base.location.name, engine.device, compute)
+    refuse_stored(load_config(base.location), base.location.name)
+    if recipe.model.quantization != "none":
+        log.info("frozen weights in %s, dequantised for each product", recipe.model.quantization)
     model: Any = load_model(
         base.location,
         dtype=compute if lora else torch.float32,
         device=engine.device,
         attn_implementation=recipe.model.attn_implementation,
+        quantization=recipe.model.quantization,
         **options,
     )
     settings = recipe.adapter.model_dump(exclude={"type", "start_from"}) | {"task_type": task_type}
@@ -135,16 +143,8 @@ def make_training(
     )
 
 
-@dataclass(frozen=True)
-class Start:
-    """The checkpoint that a run goes on from, and the contract it must keep."""
-
-    path: Path
-    contract: dict[str, Any]
-
-
-def find_start(recipe: Recipe, folder: Path) -> Start | None:
-    """The checkpoint that `resume` asks for, verified; None where the run starts at step 0."""
+def find_start(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    """The checkpoint that `resume` asks for, verified, with its contract; None where the run starts at step 0."""
     for place in (folder, folder / CHECKPOINTS):
         checkpoint.sweep(place)
     path = None
@@ -153,25 +153,28 @@ def find_start(recipe: Recipe, folder: Path) -> Start | None:
     elif recipe.resume != "never":
         path = Path(recipe.resume)
     if path is not None:
-        return Start(path, checkpoint.verify(path)["contract"])
+        return {"path": str(path), "contract": checkpoint.verify(path)["contract"]}
     if recipe.resume == "auto":
         log.info("%s: there is no checkpoint to resume from: starting at step 0", folder)
     (folder / REJECTED).unlink(missing_ok=True)  # that of a run that ended before its first checkpoint
     return None
 
 
-def resume(run: Training, start: Start | None) -> None:
-    """Puts `run` at `start`. Raises where the checkpoint is another run's."""
-    if start is None:
-        run.metrics.drop_after(-1)
-        return
-    checkpoint.check_contract(start.contract, run.contract, start.path)
-    restore(run, start.path)
-    log.info("resuming from %s", start.path)
-    if run.state.best_step is not None and not checkpoint.is_whole(run.checkpoints / f"step-{run.state.best_step}"):
-        log.warning("the best checkpoint, step %d, is not whole: the best is sought anew", run.state.best_step)
-        run.state.best_metric = run.state.best_step = None
-    run.metrics.drop_after(run.state.step)
+def resume(run: Training, start: dict[str, Any] | None) -> None:
+    """Puts `run` at `start`, of `find_start`. Raises where the checkpoint is another run's."""
+    if start is not None:
+        path = Path(start["path"])
+        checkpoint.check_contract(start["contract"] | {WORLD_SIZE: run.engine.world_size}, run.contract, path)
+        restore(run, path)
+        log.info("resuming from %s", path)
+        best = run.state.best_step
+        if best is not None and not run.engine.ranks.from_main(
+            lambda: checkpoint.is_whole(run.checkpoints / f"step-{best}")
+        ):
+            log.warning("the best checkpoint, step %d, is not whole: the best is sought anew", best)
+            run.state.best_metric = run.state.best_step = None
+    if run.engine.is_main:
+        run.metrics.drop_after(-1 if start is None else run.state.step)
 
 
 def flat_values(recipe: Recipe) -> dict[str, Any]:
@@ -190,6 +193,22 @@ KEPT = (
     *("rewards", "rollout.", "value_model"),
     *("data.packing", "data.max_length", "data.overlong", "data.streaming", "data.shuffle_buffer"),
 )
+
+
+NOT_KEPT = (
+    *("train.logging_steps", "rollout.samples_steps"),
+    *("train.gradient_accumulation_steps", "train.global_batch_size"),  # see MICRO_BATCHES
+)
+
+
+def place_of(recipe: Recipe, ranks: Ranks, start: dict[str, Any] | None) -> Place:
+    """Where this process stands. A run that others began makes steps of as many micro-batches as theirs."""
+    before = None if start is None else start["contract"]
+    if before is None or before[WORLD_SIZE] == ranks.world_size:
+        return Place(ranks.rank, ranks.world_size)
+    count = before[MICRO_BATCHES]
+    log.info("an optimizer step keeps its %d micro-batches, over %d processes", count, ranks.world_size)
+    return Place(ranks.rank, ranks.world_size, count)
 
 
 def own_files(recipe: Recipe) -> list[str] | None:
@@ -212,11 +231,13 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
     """What may not change between a checkpoint and the run that continues it, each under its recipe key."""
     values = {key: value for key, value in flat_values(recipe).items() if key.startswith(KEPT)}
     shares = shares_of(recipe)
-    del values["train.logging_steps"], values["rollout.samples_steps"]
+    for key in NOT_KEPT:
+        del values[key]
     return {
         **values,
         "model.revision": base_model["revision"],
         "model.dtype": str(policy.dtype),
+        "model.quantization": base_model.get("quantization"),  # None without, as before there was the key
         "weights of the model (sha256)": base_model["sha256"],
         "weights of the adapter to start from (sha256)": base_model.get("adapter", {}).get("sha256"),
         "data (hash of ids and masks)": rows.fingerprint,
@@ -226,5 +247,6 @@ def _contract(recipe: Recipe, rows: Rows, policy: Policy, base_model: dict[str, 
         "data.train weights": None if shares is None else list(shares),
         DATE: rows.facts["date"],
         "held-out data (hash of ids and masks)": rows.facts.get("held_out", {}).get("sha256"),
-        "world size": engine.world_size,
+        MICRO_BATCHES: rows.micro_batches,
+        WORLD_SIZE: engine.world_size,
     }

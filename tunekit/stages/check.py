@@ -191,7 +191,7 @@ def _try(recipe: Recipe, tiny: Base, rows: Rows, folder: Path, allow_code: bool)
     engine, stage = Engine(), STAGES[recipe.stage]
     objective, policy = stage.objective(recipe, allow_code), stage.policy(recipe, tiny, rows, engine)
     if stage.online is not None:
-        rows = stage.online(recipe, policy, tiny, rows, folder, allow_code).rows
+        rows = stage.online(recipe, policy, tiny, rows, folder, allow_code, engine).rows
     unknown = {"revision": None, "sha256": None}
     run = make_training(recipe, rows, policy, objective, lambda poll: {}, engine, unknown, folder)
     try:

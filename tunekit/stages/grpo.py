@@ -33,10 +33,12 @@ def policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Actor:
     return make_actor(recipe, base, rows, engine, None)
 
 
-def online(recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, allow_code: bool) -> Online:
+def online(
+    recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, allow_code: bool, engine: Engine
+) -> Online:
     settings = recipe.objective
     method = Grouped(settings.scale_rewards, by_tokens=settings.loss[0] == "dapo")
-    return prepare(recipe, policy, base, rows, folder, method, settings.beta, allow_code)
+    return prepare(recipe, policy, base, rows, folder, method, settings.beta, allow_code, engine)
 
 
 STAGE = Stage("grpo", "prompts", objective, policy, online=online)

@@ -14,35 +14,37 @@ from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.stages.rows import Rows
 from tunekit.train import metrics
+from tunekit.train.engine import Engine
 from tunekit.train.evaluate import held_out_loss
-from tunekit.train.loop import Evaluate
+from tunekit.train.sharding import gathered
+from tunekit.train.training import Evaluate
 
 log = logging.getLogger("tunekit")
 
 SAMPLE_TOKENS = 96  # of the answer that is shown before and after training
 
 
-def evaluation(recipe: Recipe, policy: Policy, objective: Objective, base: Base, rows: Rows) -> Evaluate:
+def evaluation(
+    recipe: Recipe, policy: Policy, objective: Objective, base: Base, rows: Rows, engine: Engine
+) -> Evaluate:
     """What the loop calls when an evaluation is due: held-out loss, and metrics of generated answers if asked for."""
     prompts = _metric_prompts(recipe, policy, base, rows) if recipe.eval.metrics else []
+
+    def answers(prompts: list[Prompt], poll: Callable[[], None]) -> list[str]:
+        longest, size = recipe.eval.max_new_tokens, recipe.eval.per_device_eval_batch_size
+        found = complete(policy.causal, base.tokenizer, prompts, max_new_tokens=longest, batch_size=size, poll=poll)
+        return [text for _, text, _ in sorted(found)]
 
     def evaluate(poll: Callable[[], None]) -> dict[str, float]:
         if rows.held_out_examples is None:
             return {}
         batch_size = recipe.eval.per_device_eval_batch_size
-        values = held_out_loss(policy, objective, rows.held_out_examples, batch_size, poll)
+        values = held_out_loss(policy, objective, rows.held_out_examples, batch_size, poll, engine)
         if recipe.stage == "sft":
             values["eval_perplexity"] = math.exp(min(values["eval_loss"], 700.0))
         if prompts:
-            answers = complete(
-                policy.causal,
-                base.tokenizer,
-                prompts,
-                max_new_tokens=recipe.eval.max_new_tokens,
-                batch_size=batch_size,
-                poll=poll,
-            )
-            predictions = [text for _, text, _ in sorted(answers)]
+            with gathered(policy):
+                predictions = engine.shared(prompts, lambda mine: answers(mine, engine.by_itself(poll)))
             values |= metrics.compute(recipe.eval.metrics, predictions, [prompt.answer or "" for prompt in prompts])
         return values
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from tunekit.errors import GateFailed, RecipeError
 from tunekit.models import export
-from tunekit.models.load import Location, base_of, locate, passport_of, weights_hash
-from tunekit.models.serve import load_adapted
+from tunekit.models.load import Location, base_of, default_dtype, locate, passport_of, weights_hash
+from tunekit.models.serve import load_adapted, trained_quantization
 from tunekit.stages.artefact import write_proven
 
 log = logging.getLogger("tunekit")
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def run(name: str, *, output: str | None, max_difference: float | None) -> dict[str, Any]:
-    """Merges in the base's stored precision and returns what was measured.
+    """Merges in the base's stored precision, never in a quantised one, and returns what was measured.
 
     The difference is that of the merged model's logits to those of adapter and base in fp32. Raises `GateFailed` where
     it is above `max_difference` (default: twice that of adapter and base in the base's precision), `RecipeError` (no
@@ -47,8 +47,9 @@ def run(name: str, *, output: str | None, max_difference: float | None) -> dict[
     rounding = export.largest_difference(exact, unmerged)
     bound = max(1e-3, 2 * rounding) if max_difference is None else max_difference
     _check_difference(difference, bound)
+    trained = _quantised_difference(adapter, base, logits)
     facts = {"stage": "merge", "messages": passport.get("messages"), "base_model": recorded, "adapter": passport}
-    facts["merge_difference"] = difference
+    facts |= {"merge_difference": difference, **trained}
     reloaded = write_proven(merged, merged, tokenizer, folder, facts, logits)
     return {
         "model": str(folder),
@@ -58,6 +59,7 @@ def run(name: str, *, output: str | None, max_difference: float | None) -> dict[
         "merge_difference": difference,
         "rounding_difference": rounding,
         "bound": bound,
+        **trained,
         "reload_difference": reloaded,
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -67,6 +69,20 @@ def _fp32_logits(adapter: Location, base: Location) -> dict[str, Tensor]:
     """What adapter and base compute without the rounding of the base's precision, in memory only while it lasts."""
     adapted, tokenizer = load_adapted(adapter, base, dtype=torch.float32, device=CPU)
     return export.fixed_logits(adapted.get_base_model(), tokenizer)  # type: ignore[arg-type]
+
+
+def _quantised_difference(adapter: Location, base: Location, logits: dict[str, Tensor]) -> dict[str, float]:
+    """How far the merged model is from what was trained, where that was the adapter on a quantised base.
+
+    Said and not bound: it is the rounding of the base, which the merged model no longer has.
+    """
+    quantization = trained_quantization(adapter)
+    if quantization == "none":
+        return {}
+    adapted, tokenizer = load_adapted(adapter, base, dtype=default_dtype(CPU), device=CPU, quantization=quantization)
+    found = export.largest_difference(logits, export.fixed_logits(adapted.get_base_model(), tokenizer))  # type: ignore[arg-type]
+    log.info("it was trained on the base in %s: from that the merged logits differ by %.3g", quantization, found)
+    return {"quantised_difference": found}
 
 
 def _adapter(name: str) -> Location:

@@ -23,7 +23,7 @@ from tunekit.rollout.builtin import Builtin
 from tunekit.rollout.collect import Asked, Collector, Rollout
 from tunekit.rollout.loader import RolloutLoader
 from tunekit.rollout.openai import OpenAIEndpoint
-from tunekit.rollout.rewards import Source, check_prompts, make_rewards, score
+from tunekit.rollout.rewards import Source, check_prompts, make_rewards
 from tunekit.rollout.samples import Sampler, Sampling
 from tunekit.rollout.vllm import VllmServer
 from tunekit.rollout.watch import RolloutWatch
@@ -33,8 +33,8 @@ from tunekit.stages.reward_model import reward_model
 from tunekit.stages.rows import Rows
 from tunekit.train.engine import Engine
 from tunekit.train.folder import replace_text
-from tunekit.train.loop import Evaluate
 from tunekit.train.report import read_metrics
+from tunekit.train.training import Evaluate
 
 log = logging.getLogger("tunekit")
 
@@ -68,7 +68,15 @@ def make_actor(recipe: Recipe, base: Base, rows: Rows, engine: Engine, value: Ca
 
 
 def prepare(
-    recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, method: Method, coefficient: float, code: bool
+    recipe: Recipe,
+    policy: Policy,
+    base: Base,
+    rows: Rows,
+    folder: Path,
+    method: Method,
+    coefficient: float,
+    code: bool,
+    engine: Engine,
 ) -> Online:
     """Rollouts in place of rows. `coefficient`: of the divergence from the reference;  `code`: the user's may run."""
     assert isinstance(policy, Actor) and rows.train_examples is not None
@@ -85,9 +93,12 @@ def prepare(
     needed = coefficient > 0 or recipe.objective.kl_target is not None or is_adapted(policy.model)
     reference = reference_of(policy) if needed else None
     collector = _collector(recipe, policy, base, folder, rewards, method, reference, coefficient)
+    collector.engine = engine
     watch = _watch(recipe, policy, needed)
     loader = _loader(recipe, prompts, collector, rows, watch)
-    loader.seen = _show_samples(recipe, folder)
+    loader.rank, loader.world_size = engine.rank, engine.world_size
+    if engine.is_main:
+        loader.seen = _show_samples(recipe, folder)
     return Online(replace(rows, loader=loader), evaluation(collector, held_out, recipe), watch, collector.sampler.close)
 
 
@@ -178,7 +189,7 @@ def _loader(
     order = Plan(
         lengths=rows.train_examples.lengths,
         batch_size=recipe.rollout.num_prompts,
-        accumulation=1,
+        micro_batches=1,
         epochs=settings.num_train_epochs,
         max_steps=None,
         seed=settings.seed,
@@ -215,11 +226,8 @@ def evaluation(collector: Collector, held_out: list[Asked], recipe: Recipe) -> E
     def evaluate(poll: Callable[[], None]) -> dict[str, float]:
         if not held_out:
             return {}
-        collector.sampler.sync(collector.actor, -1)
-        found = collector.sampler.sample([each.ids.tolist() for each in held_out], 1, sampling, 0, poll)
-        completions = [answers[0] for answers in found]
-        responses = collector.responses(held_out, completions)
-        scores = score(collector.rewards, responses, poll=poll, limit=collector.failures)
+        seen = collector.seen(held_out, 1, sampling, 0, poll)
+        responses, scores = [each.response for each in seen], collector.scores(seen)
         total = scores.total[scores.valid]
         values = {"eval_reward": float(total.mean()), "eval_reward_std": float(total.std())}
         if len(scores.values) > 1:

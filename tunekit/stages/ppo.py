@@ -28,11 +28,13 @@ def policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Actor:
     return make_actor(recipe, base, rows, engine, make_value)
 
 
-def online(recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, allow_code: bool) -> Online:
+def online(
+    recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, allow_code: bool, engine: Engine
+) -> Online:
     settings = recipe.objective
     names = ("kl_coef", "gamma", "lam", "whiten_rewards", "kl_target", "kl_horizon")
     method = Generalised(estimator=settings.kl_estimator, **{name: getattr(settings, name) for name in names})
-    return prepare(recipe, policy, base, rows, folder, method, settings.kl_coef, allow_code)
+    return prepare(recipe, policy, base, rows, folder, method, settings.kl_coef, allow_code, engine)
 
 
 STAGE = Stage("ppo", "prompts", objective, policy, online=online)

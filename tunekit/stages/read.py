@@ -21,12 +21,15 @@ from tunekit.errors import DataError
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.stages.rows import (
+    ALONE,
     SERVED,
     Datasets,
+    Place,
     Question,
     Rows,
     facts_of,
     held_out_prompts,
+    micro_batches_of,
     prepared,
     question,
     shares_of,
@@ -57,8 +60,7 @@ def read_rows(
     folder: Path | None = None,
     datasets: Datasets | None = None,
     day: str | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    place: Place = ALONE,
 ) -> Rows:
     """Reads, splits, renders and checks the data; what was found is said aloud.
 
@@ -66,7 +68,7 @@ def read_rows(
     `day` is what a chat template that writes the date is told (ISO 8601; None: today).
     Raises `DataError` where the rows are not of the `kind` that a stage trains on (None: any).
     """
-    asked = question(recipe, base, folder, datasets, day, rank, world_size)
+    asked = question(recipe, base, folder, datasets, day, place)
     return stream_rows(asked, kind) if recipe.data.streaming else _read_all(asked, kind)
 
 
@@ -127,7 +129,7 @@ def _read_all(asked: Question, kind: str | None) -> Rows:
     facts = facts_of(asked, train, measured) | {"rejected": found.num_rejected, "overlap": asdict(overlap)}
     seed = asked.recipe.train.seed
     examples = Examples(train.tokens, seed)
-    plan = make_plan(asked.recipe, examples, asked.rank, asked.world_size)
+    plan = make_plan(asked.recipe, examples, asked.place)
     ends = frozenset(end for store in found.stores for end in store.report["terminators"])
     return Rows(
         loader=PlannedLoader(examples, plan, ends),
@@ -139,6 +141,7 @@ def _read_all(asked: Question, kind: str | None) -> Rows:
         examples=[train.tokens[0], train.tokens[len(train.tokens) - 1]],
         conversations=_conversations(train.tokens),
         fingerprint=facts["train"]["sha256"],
+        micro_batches=plan.micro_batches,
         facts=facts,
     )
 
@@ -162,7 +165,7 @@ def _conversations(rows: TokenRows) -> list[Conversation]:
     return [row for i in numbers.tolist() if isinstance(row := best_answer(rows.row(i)), Conversation)]
 
 
-def make_plan(recipe: Recipe, rows: Examples, rank: int = 0, world_size: int = 1) -> Plan:
+def make_plan(recipe: Recipe, rows: Examples, place: Place = ALONE) -> Plan:
     """The order of training; says aloud which share of the trained tokens each source of a mixture has."""
     settings, data, shares = recipe.train, recipe.data, shares_of(recipe)
     mixture = None if shares is None else Mixture(rows.parts, rows.trained, shares)
@@ -175,15 +178,15 @@ def make_plan(recipe: Recipe, rows: Examples, rank: int = 0, world_size: int = 1
     plan = Plan(
         lengths=rows.lengths,
         batch_size=settings.per_device_train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
+        micro_batches=micro_batches_of(recipe, place),
         epochs=settings.num_train_epochs,
         max_steps=settings.max_steps,
         seed=settings.seed,
         sampling=settings.sampling,
         pack_to=(data.max_length or int(rows.lengths.max())) if data.packing else None,
         mixture=mixture,
-        rank=rank,
-        world_size=world_size,
+        rank=place.rank,
+        world_size=place.world_size,
     )
     if mixture is not None:
         log.info("shares of the trained tokens: %s", shares_said(recipe, plan))

@@ -14,6 +14,8 @@ from tunekit.objectives.objective import Objective
 from tunekit.ops.logprobs import answer_sums
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.rows import Rows
+from tunekit.train.engine import Engine
+from tunekit.train.sharding import gathered
 
 log = logging.getLogger("tunekit")
 
@@ -22,7 +24,9 @@ PROBED = 4  # rows on which policy and reference are compared before step 1
 BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
-def add_reference(recipe: Recipe, policy: Policy, objective: Objective, rows: Rows, base_model: dict[str, Any]) -> None:
+def add_reference(
+    recipe: Recipe, policy: Policy, objective: Objective, rows: Rows, base_model: dict[str, Any], engine: Engine
+) -> None:
     """Computes what the reference, `policy` as it is before step 1, gives the answers, or reads it from the cache.
 
     Raises `Diverged` where training would not start from it.
@@ -36,7 +40,15 @@ def add_reference(recipe: Recipe, policy: Policy, objective: Objective, rows: Ro
         if recipe.adapter.type == "lora" and recipe.adapter.init_lora_weights is not True:
             # Other beginnings than the usual one move the model, the random ones by the seed.
             identity += [recipe.adapter.model_dump(mode="json"), recipe.train.seed]
-        examples.reference = reference_logprobs(policy, examples, recipe.eval.per_device_eval_batch_size, identity)
+        with gathered(policy):
+            examples.reference = reference_logprobs(
+                policy,
+                examples,
+                recipe.eval.per_device_eval_batch_size,
+                identity,
+                all_know=lambda known: all(engine.gather(known)),
+                spread=engine.shared,
+            )
     assert rows.train_examples is not None
     check_start(policy, objective, rows.train_examples[:PROBED])
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from tunekit.data.examples import Examples
 from tunekit.errors import StorageError
 from tunekit.evals.rewards import reward_report, sentences
-from tunekit.models.adapters import merge_adapter, save_adapter
+from tunekit.models.adapters import merge, merge_adapter, put_beside, save_adapter
 from tunekit.models.export import serving_attention
 from tunekit.models.fixed_rewards import fixed_rewards, verify
 from tunekit.models.load import PASSPORT, load_model
@@ -22,7 +21,7 @@ from tunekit.stages.artefact import base_passport
 from tunekit.stages.base import Base
 from tunekit.stages.rows import Rows
 from tunekit.train.checkpoint import staged
-from tunekit.train.loop import Training
+from tunekit.train.training import Training
 
 log = logging.getLogger("tunekit")
 
@@ -46,21 +45,23 @@ def write_reward_model(
     """
     scorer = training.policy
     assert isinstance(scorer, Scorer)
-    result: dict[str, Any] = {}
-    if rows.held_out_examples is not None:
-        result["reward"] = _figures(recipe, scorer, rows.held_out_examples)
-        for sentence in sentences(result["reward"]):
-            log.info("reward model: %s", sentence)
     with serving_attention(scorer.causal):
         trained = fixed_rewards(scorer.causal, base.tokenizer)
     passport = {"base_model": base_passport(base, scorer), **facts}
-    model = scorer.causal
+    result: dict[str, Any] = {}
+    if recipe.model.quantization == "none":
+        result |= _figures(recipe, scorer, rows)
+    model, expected = scorer.causal, trained
     if recipe.adapter.type == "lora":
-        model = _merged(scorer.model, scorer.causal, base, folder / "adapter")
+        model, unmerged = _merged(scorer.model, scorer.causal, base, folder / "adapter")
+        if recipe.model.quantization != "none":  # whose rounding is no mistake of the merge
+            result["quantised_difference"], expected = float((unmerged - trained).abs().max()), unmerged
+            log.info("reward model: with its adapter in the full base, as it is kept:")
+            result |= _figures(recipe, Scorer(model, model.dtype, scorer.pad_id), rows)
     else:
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     rewards = fixed_rewards(model, base.tokenizer)
-    result["merge_difference"] = difference = float((rewards - trained).abs().max())
+    result["merge_difference"] = difference = float((rewards - expected).abs().max())
     largest = float(rewards.abs().max())
     if not difference <= 128 * torch.finfo(scorer.dtype).eps * max(1.0, largest):
         raise StorageError(f"{folder / 'model'}: merged, its rewards differ by {difference:.3g} from those trained")
@@ -78,8 +79,11 @@ def write_reward_model(
     return {**result, "reload_difference": single}
 
 
-def _merged(adapted: nn.Module, causal: PreTrainedModel, base: Base, folder: Path) -> PreTrainedModel:
-    """The base in its stored precision with adapter and head in it; the adapter is kept in `folder`."""
+def _merged(adapted: nn.Module, causal: PreTrainedModel, base: Base, folder: Path) -> tuple[PreTrainedModel, Tensor]:
+    """The base in its stored precision with adapter and head in it, and its fixed rewards before they were merged.
+
+    The adapter is kept in `folder`.
+    """
     with staged(folder) as staging:
         save_adapter(adapted, staging)  # type: ignore[arg-type]
     model = load_model(
@@ -88,19 +92,21 @@ def _merged(adapted: nn.Module, causal: PreTrainedModel, base: Base, folder: Pat
     if base.adapter is not None:
         model = merge_adapter(model, base.adapter.path)
     take_new_weights(model, causal)
-    return merge_adapter(model, str(folder)).eval()
+    beside = put_beside(model, str(folder))
+    rewards = fixed_rewards(beside.get_base_model(), base.tokenizer)
+    return merge(beside, str(folder)).eval(), rewards
 
 
 @torch.no_grad()
 def take_new_weights(model: PreTrainedModel, trained: PreTrainedModel) -> None:
     """Gives `model` the frozen weights of `trained` that the base's checkpoint does not have (an encoder's pooler).
 
-    Each load makes those anew at random; the others are equal in the precision of `trained`.
+    Each load makes those anew at random; the others are equal in the precision of `trained`, or quantised there.
     """
     frozen = {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): weight
         for name, weight in trained.state_dict().items()
-        if ".lora_" not in name and ".modules_to_save." not in name
+        if ".lora_" not in name and ".modules_to_save." not in name and weight.is_floating_point()
     }
     for name, weight in model.state_dict().items():
         known = frozen.get(name)
@@ -108,7 +114,14 @@ def take_new_weights(model: PreTrainedModel, trained: PreTrainedModel) -> None:
             weight.copy_(known)
 
 
-def _figures(recipe: Recipe, scorer: Scorer, examples: Examples) -> dict[str, Any]:
+def _figures(recipe: Recipe, scorer: Scorer, rows: Rows) -> dict[str, Any]:
+    """`reward`: what `scorer` makes of the held-out pairs, also said aloud; {} where there are none."""
+    examples = rows.held_out_examples
+    if examples is None:
+        return {}
     rewards = scorer.rewards(examples, recipe.eval.per_device_eval_batch_size).double().cpu().numpy()
     lengths = examples.rows.trained.reshape(-1, 2)
-    return reward_report(rewards[:, 0], rewards[:, 1], lengths[:, 0], lengths[:, 1])
+    report = reward_report(rewards[:, 0], rewards[:, 1], lengths[:, 0], lengths[:, 1])
+    for sentence in sentences(report):
+        log.info("reward model: %s", sentence)
+    return {"reward": report}

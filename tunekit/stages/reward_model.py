@@ -6,6 +6,7 @@ from pathlib import Path
 from tunekit.models.actor import Actor
 from tunekit.models.adapter_roles import is_adapted, stands_beside
 from tunekit.models.load import load_tokenizer, locate, passport_of, weights_hash
+from tunekit.models.quantised import quantization_of
 from tunekit.models.reward import RewardModel, load_reward_model
 from tunekit.models.shared_reward import SharedReward
 from tunekit.recipe.schema import Recipe
@@ -35,6 +36,8 @@ def _fits(name: str, adapter: Path, policy: Actor, base: Base) -> bool:
     location = locate(name)
     revision = getattr(policy.causal.config, "_commit_hash", None) or base.location.revision
     identity = {"name": base.location.name, "revision": revision, "sha256": weights_hash(base.location)}
+    quantization = quantization_of(policy.causal)
+    identity["quantization"] = None if quantization == "none" else quantization
     trained_on = passport_of(location).get("base_model") or {}
     if trained_on.get("adapter") or identity != {key: trained_on.get(key) for key in identity}:
         return False

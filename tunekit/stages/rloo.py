@@ -26,10 +26,12 @@ def policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Actor:
     return make_actor(recipe, base, rows, engine, None)
 
 
-def online(recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, allow_code: bool) -> Online:
+def online(
+    recipe: Recipe, policy: Policy, base: Base, rows: Rows, folder: Path, allow_code: bool, engine: Engine
+) -> Online:
     settings = recipe.objective
     method = LeaveOneOut(settings.beta, settings.normalize_advantages)
-    return prepare(recipe, policy, base, rows, folder, method, settings.beta, allow_code)
+    return prepare(recipe, policy, base, rows, folder, method, settings.beta, allow_code, engine)
 
 
 STAGE = Stage("rloo", "prompts", objective, policy, online=online)

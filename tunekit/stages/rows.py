@@ -39,7 +39,7 @@ class Rows:
     prompts of the held-out rows.
 
     `train` is None when streaming. `conversations` are some of those trained, `fingerprint` is equal only where the
-    training data is, `facts` are for `manifest.json`.
+    training data is, `micro_batches` are those of a step over all processes, `facts` are for `manifest.json`.
     """
 
     loader: Loader
@@ -51,7 +51,20 @@ class Rows:
     examples: Sequence[Tokens]
     conversations: Sequence[Conversation]
     fingerprint: str
+    micro_batches: int
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes this is; `micro_batches` of a step over all of them, where a checkpoint says it."""
+
+    rank: int = 0
+    world_size: int = 1
+    micro_batches: int | None = None
+
+
+ALONE = Place()
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,7 @@ class Question:
     context: int | None
     max_length: int
     rejected: Path | None
-    rank: int
-    world_size: int
+    place: Place
 
 
 def question(
@@ -76,8 +88,7 @@ def question(
     folder: Path | None = None,
     datasets: Datasets | None = None,
     day: str | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    place: Place = ALONE,
 ) -> Question:
     data, context, online = recipe.data, context_length(base.location), recipe.stage in ONLINE
     if online and context is not None:  # what the answer leaves for its prompt
@@ -103,8 +114,7 @@ def question(
         context=context,
         max_length=data.max_length or context or sys.maxsize,
         rejected=None if folder is None else folder / REJECTED,
-        rank=rank,
-        world_size=world_size,
+        place=place,
     )
 
 
@@ -126,6 +136,16 @@ def reusable(datasets: Datasets | None) -> Datasets | None:
     if datasets is None:
         return None
     return {name: list(rows) if isinstance(rows, Iterator) else rows for name, rows in datasets.items()}
+
+
+def micro_batches_of(recipe: Recipe, place: Place) -> int:
+    """Of an optimizer step, over all processes."""
+    train = recipe.train
+    if place.micro_batches is not None:
+        return place.micro_batches
+    if train.global_batch_size is not None:
+        return train.global_batch_size // train.per_device_train_batch_size
+    return train.gradient_accumulation_steps * place.world_size
 
 
 def shares_of(recipe: Recipe) -> tuple[float, ...] | None:

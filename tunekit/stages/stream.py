@@ -10,7 +10,16 @@ from tunekit.data.rejected import check_rejected, into_file
 from tunekit.data.stream import StreamLoader, StreamSettings
 from tunekit.data.tokenise import asked as asked_of
 from tunekit.data.tokenise import first_rows
-from tunekit.stages.rows import SERVED, Question, Rows, facts_of, held_out_prompts, prepared, shares_of
+from tunekit.stages.rows import (
+    SERVED,
+    Question,
+    Rows,
+    facts_of,
+    held_out_prompts,
+    micro_batches_of,
+    prepared,
+    shares_of,
+)
 
 log = logging.getLogger("tunekit")
 
@@ -38,7 +47,7 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
         StreamSettings(
             num_steps=settings.max_steps,
             batch_size=settings.per_device_train_batch_size,
-            accumulation=settings.gradient_accumulation_steps,
+            micro_batches=micro_batches_of(asked.recipe, asked.place),
             max_length=asked.max_length,
             seed=settings.seed,
             buffer=data.shuffle_buffer,
@@ -47,8 +56,8 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
             sampling=settings.sampling,
             packing=data.packing,
             shares=shares_of(asked.recipe),
-            rank=asked.rank,
-            world_size=asked.world_size,
+            rank=asked.place.rank,
+            world_size=asked.place.world_size,
         ),
         held_out=count,
         kind=kind,
@@ -64,6 +73,7 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
         prompts=held_out_prompts(asked, held_out),
         examples=loader.examples,
         conversations=loader.conversations[:SERVED],
+        micro_batches=loader.settings.micro_batches,
         fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         facts=facts_of(asked, None, held_out),
     )

@@ -20,7 +20,9 @@ from tunekit.report.facts import read_facts
 from tunekit.stages.base import Base
 from tunekit.stages.compare import differences
 from tunekit.stages.evaluate import add_leakage, kept, shown
-from tunekit.train.loop import Evaluate
+from tunekit.train.engine import Engine
+from tunekit.train.sharding import gathered
+from tunekit.train.training import Evaluate
 
 log = logging.getLogger("tunekit")
 
@@ -84,16 +86,22 @@ def measure(
     return results
 
 
-def beside(evaluate: Evaluate, tasks: Sequence[FoundTask], recipe: Recipe, policy: Policy, base: Base) -> Evaluate:
+def beside(
+    evaluate: Evaluate, tasks: Sequence[FoundTask], recipe: Recipe, policy: Policy, base: Base, engine: Engine
+) -> Evaluate:
     """An evaluation that also measures the tasks: their scores stand in `metrics.jsonl` as `TASK.METRIC`."""
 
     def both(poll: Callable[[], None]) -> dict[str, float]:
         values = evaluate(poll)
-        subject = Subject(policy, base.tokenizer, recipe.eval.per_device_eval_batch_size, poll=poll)
-        for each in tasks:
-            scores = run_task(each, subject, recipe.eval.task_limit).scores
-            values |= {f"{each.task.task}.{metric}": score.value for metric, score in scores.items()}
-        return values
+        batch_size = recipe.eval.per_device_eval_batch_size
+        subject = Subject(policy, base.tokenizer, batch_size, poll=engine.by_itself(poll))
+
+        def measured() -> dict[str, float]:
+            found = {each.task.task: run_task(each, subject, recipe.eval.task_limit).scores for each in tasks}
+            return {f"{task}.{metric}": each.value for task, scores in found.items() for metric, each in scores.items()}
+
+        with gathered(policy):
+            return values | engine.ranks.from_main(measured)
 
     return both
 

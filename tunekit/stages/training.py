@@ -11,16 +11,18 @@ from typing import Any
 from transformers import set_seed
 
 from tunekit.data.prompts import last_turn
+from tunekit.data.tokenise import Reading
 from tunekit.errors import RecipeError
 from tunekit.evals.task import FoundTask
 from tunekit.models.policy import Policy
+from tunekit.models.quantised import num_weights
 from tunekit.objectives.objective import Objective
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.recipe.show import dump
 from tunekit.report.card import licence_of, model_card
 from tunekit.report.facts import read_facts
-from tunekit.stages import tasks
+from tunekit.stages import processes, tasks
 from tunekit.stages.artefact import base_passport, write_language_model
 from tunekit.stages.assemble import (
     DATE,
@@ -28,22 +30,27 @@ from tunekit.stages.assemble import (
     flat_values,
     make_policy,
     make_training,
+    place_of,
     resume,
 )
 from tunekit.stages.base import Base, continued, find_base
+from tunekit.stages.full_base import beside_full_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.online import SAMPLES_FILE, Online
 from tunekit.stages.preflight import check_offline
 from tunekit.stages.read import read_rows
 from tunekit.stages.reference import add_reference
 from tunekit.stages.rows import Datasets, Rows, readings, reusable
-from tunekit.train.checkpoint import load
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
-from tunekit.train.loop import Training, load_parameters, record, train, try_longest_batch
+from tunekit.train.loop import train, try_longest_batch
 from tunekit.train.optim import make_optimizer
+from tunekit.train.ranks import join
 from tunekit.train.report import plot_curve, read_metrics
+from tunekit.train.saving import load_parameters
+from tunekit.train.sharding import gathered, is_divided
 from tunekit.train.signals import StopRequest
+from tunekit.train.training import Training, record
 
 log = logging.getLogger("tunekit")
 
@@ -61,7 +68,7 @@ class Stage:
     kind: str
     objective: Callable[[Recipe, bool], Objective]
     policy: Callable[[Recipe, Base, Rows, Engine], Policy] = make_policy
-    online: Callable[[Recipe, Policy, Base, Rows, Path, bool], Online] | None = None
+    online: Callable[[Recipe, Policy, Base, Rows, Path, bool, Engine], Online] | None = None
     write: Callable[[Recipe, Training, Base, Rows, Path, dict[str, Any], str], dict[str, Any]] = write_language_model
 
 
@@ -72,7 +79,8 @@ def run(
 
     `datasets`: rows from Python, which the recipe names `memory:NAME`;  `allow_code`: a loss of the user's own may run
     """
-    recipe = resolved.recipe
+    ranks = join()
+    recipe = processes.restarted(resolved.recipe, ranks)
     if recipe.stage != stage.name:
         raise RecipeError(f"stage: {recipe.stage}: this recipe is not for tunekit {stage.name}")
     objective = stage.objective(recipe, allow_code)
@@ -82,45 +90,55 @@ def run(
     resuming = recipe.resume != "never"
     with (
         stop.installed(),
-        open_folder(recipe.output_dir, resuming) as folder,
-        result_file(folder, stage.name) as result,
+        ranks.together(),
+        open_folder(recipe.output_dir, resuming, is_main=ranks.is_main) as folder,
+        result_file(folder, stage.name, is_main=ranks.is_main) as result,
+        ranks.together(),  # so that the result tells of the process that failed
     ):
-        engine = Engine(recipe.report_to, folder)
+        engine = Engine(recipe.report_to, folder, ranks)
         set_seed(recipe.train.seed)
-        start = find_start(recipe, folder)
+        start = ranks.from_main(lambda: find_start(recipe, folder))
         base = find_base(recipe)
         recipe = continued(recipe, base)
         measured = tasks.find(recipe)
-        day = start.contract[DATE] if start else date.today().isoformat()
-        place: dict[str, Any] = {"folder": folder, "rank": engine.rank, "world_size": engine.world_size}
-        rows = read_rows(recipe, base, kind=stage.kind, datasets=datasets, day=day, **place)
-        policy = stage.policy(recipe, base, rows, engine)
-        passport = base_passport(base, policy)
-        online = stage.online and stage.online(recipe, policy, base, rows, folder, allow_code)
+        day = start["contract"][DATE] if start else ranks.from_main(lambda: date.today().isoformat())
+        reading = {"kind": stage.kind, "datasets": datasets, "day": day, "place": place_of(recipe, ranks, start)}
+        kept = folder if ranks.is_main else None
+        rows = ranks.main_first(lambda: read_rows(recipe, base, folder=kept, **reading))
+        policy, cost = beside_full_base(stage.policy, recipe, objective, base, rows, engine, measure=start is None)
+        passport = ranks.from_main(lambda: base_passport(base, policy))
+        processes.unite(recipe, policy, engine)
+        online = stage.online and stage.online(recipe, policy, base, rows, folder, allow_code, engine)
         rows = online.rows if online else rows
         training = _assembled(recipe, objective, policy, base, rows, online, measured, engine, passport, folder)
         resume(training, start)
         if start is not None:
             stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
-            result["events"].append({"step": training.state.step, "text": f"resumed from {start.path}"})
-        replace_text(folder / "recipe.yaml", dump(recipe))
-        write_manifest(folder, data=rows.facts, base_model=passport, contract=training.contract)
+            result["events"].append({"step": training.state.step, "text": f"resumed from {start['path']}"})
+        if engine.is_main:
+            replace_text(folder / "recipe.yaml", dump(recipe))
+            write_manifest(folder, data=rows.facts, base_model=passport, contract=training.contract)
         engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
         try:
             if not training.state.before:
-                _measure_before(training, base, rows)
                 read = [] if recipe.data.streaming else readings(recipe.data.train, datasets)
-                training.state.before["tasks"] = tasks.measure(measured, recipe, policy, base, folder, "before", read)
+                _measure_before(training, recipe, base, rows, folder, measured, read, cost)
             train(training, stop)
             stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
-            _finish(stage, recipe, training, base, rows, folder, measured, result)
+            _take_best(recipe, training)
+            with gathered(policy):
+                result |= ranks.from_main(
+                    lambda: _finish(stage, recipe, training, base, rows, folder, measured, {**result})
+                )
+            engine.leave()
         finally:
             result |= _progress(training, folder, [source.path for source in recipe.data.train])
             result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
             engine.close()
             if online:
                 online.close()
-        tasks.check_gates(recipe, measured, result)
+        if engine.is_main:
+            tasks.check_gates(recipe, measured, result)
     return result
 
 
@@ -138,12 +156,13 @@ def _assembled(
 ) -> Training:
     """The parts of the loop at step 0, tried on the longest batch."""
     if objective.needs_reference:
-        add_reference(recipe, policy, objective, rows, passport)
-    evaluate = online.evaluate if online else evaluation(recipe, policy, objective, base, rows)
+        add_reference(recipe, policy, objective, rows, passport, engine)
+    evaluate = online.evaluate if online else evaluation(recipe, policy, objective, base, rows, engine)
     if recipe.eval.tasks_at == "evaluations":
-        evaluate = tasks.beside(evaluate, measured, recipe, policy, base)
+        evaluate = tasks.beside(evaluate, measured, recipe, policy, base, engine)
     training = make_training(recipe, rows, policy, objective, evaluate, engine, passport, folder)
     training.health = online.watch if online else training.health
+    training.is_divided = is_divided(policy)
     _try_longest_batch(recipe, training)
     return training
 
@@ -154,12 +173,28 @@ def _try_longest_batch(recipe: Recipe, training: Training) -> None:
     try_longest_batch(training, spare)
 
 
-def _measure_before(training: Training, base: Base, rows: Rows) -> None:
-    """What the model does on held-out rows before step 1."""
+def _measure_before(
+    training: Training,
+    recipe: Recipe,
+    base: Base,
+    rows: Rows,
+    folder: Path,
+    measured: Sequence[FoundTask],
+    read: Sequence[Reading],
+    cost: dict[str, float],
+) -> None:
+    """What the model does on held-out rows, and on the tasks, before step 1.
+
+    `cost` is what a full base does in place of a quantised one.
+    """
     if rows.held_out_examples is not None:
         log.info("measuring %d held-out rows before training", len(rows.held_out_examples))
-    values = training.evaluate(lambda: None)
-    training.state.before = {**values, "sample": sample_answer(training.policy, base, rows)}
+    values = {**training.evaluate(lambda: None), **cost}
+    policy, main = training.policy, training.engine.ranks
+    with gathered(policy):
+        shown = {"sample": main.from_main(lambda: sample_answer(policy, base, rows))}
+        shown["tasks"] = main.from_main(lambda: tasks.measure(measured, recipe, policy, base, folder, "before", read))
+    training.state.before = values | shown
     if values:
         record(training, values)
         log.info("before training  %s", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
@@ -174,14 +209,9 @@ def _finish(
     folder: Path,
     measured: Sequence[FoundTask],
     result: dict[str, Any],
-) -> None:
-    """Takes the best weights if asked, measures, writes and proves the artefact, and fills in `result`."""
+) -> dict[str, Any]:
+    """Measures, writes and proves the artefact, and fills in `result`."""
     state = training.state
-    if recipe.eval.load_best_model_at_end and state.best_step not in (None, state.step):
-        best = training.checkpoints / f"step-{state.best_step}"
-        load_parameters(training.parameters, load(best)["parameters"], best)
-        log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
-        state.evaluated = training.evaluate(lambda: None)
     sample = sample_answer(training.policy, base, rows)
     result["after"] = state.evaluated
     if measured:
@@ -208,6 +238,16 @@ def _finish(
             "before": state.before["sample"],
             "after": sample,
         }
+    return result
+
+
+def _take_best(recipe: Recipe, training: Training) -> None:
+    """Puts back the best weights, if asked."""
+    state = training.state
+    if recipe.eval.load_best_model_at_end and state.best_step not in (None, state.step):
+        load_parameters(training, training.checkpoints / f"step-{state.best_step}")
+        log.info("taking the weights of step %d, the best by %s", state.best_step, recipe.eval.metric_for_best_model)
+        state.evaluated = training.evaluate(lambda: None)
 
 
 def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str, Any]:
@@ -223,7 +263,7 @@ def _progress(training: Training, folder: Path, sources: list[str]) -> dict[str,
         "best_step": state.best_step,
         "weights": {
             "trained": sum(each.numel() for each in training.parameters.values()),
-            "all": sum(each.numel() for each in training.policy.model.parameters()),
+            "all": sum(num_weights(each) for each in training.policy.model.parameters()),
         },
         "tokens": state.num_tokens,
         "trained_tokens": state.num_trained_tokens,

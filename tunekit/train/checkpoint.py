@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: staged, fsynced, hashed, renamed into place, verified before they are used.
 
 `checkpoints/step-N/` holds `tensors.safetensors` (every tensor of the state), `state.json` (the rest of it) and
-`manifest.json` (size and sha256 of each file, the contract a resumed run must keep, and its own sha256). No pickle is
-written or read.
+`manifest.json` (size and sha256 of each file, the contract a resumed run must keep, and its own sha256). Tensors that
+are divided over processes lie in `shard-*.safetensors` (see `divided`). No pickle is written or read.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from tunekit.errors import RecipeError, StorageError
 from tunekit.files import sha256
+from tunekit.train.divided import Part, is_part, write_parts
+from tunekit.train.engine import Engine
 
 log = logging.getLogger("tunekit")
 
@@ -31,17 +33,17 @@ STAGING = ".tmp-"
 
 
 @contextmanager
-def staged(destination: Path) -> Iterator[Path]:
+def staged(destination: Path, token: str | None = None) -> Iterator[Path]:
     """A folder to write into that becomes `destination` in one rename, its files fsynced, if the block succeeds.
 
     Raises `StorageError` (disk full, no permission); `destination` is then as it was before. A kill between the two
     renames that replace a destination leaves it under another name, from which `sweep` brings it back.
     """
-    token = uuid.uuid4().hex[:8]
-    staging = destination.with_name(f"{STAGING}{destination.name}-new-{token}")
+    token = token or uuid.uuid4().hex[:8]
+    staging = _staging(destination, token)
     old = destination.with_name(f"{STAGING}{destination.name}-old-{token}")
     try:
-        staging.mkdir(parents=True)
+        staging.mkdir(parents=True, exist_ok=True)
         yield staging
         for file in staging.rglob("*"):
             if file.is_file():
@@ -63,24 +65,63 @@ def staged(destination: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def save(folder: Path, step: int, state: Any, contract: dict[str, Any]) -> Path:
-    """Writes `state` (nested dicts, lists, tensors, numbers, strings) as `folder/step-N` and returns that path."""
-    destination = folder / f"step-{step}"
-    with staged(destination) as staging:
-        tensors: dict[str, Tensor] = {}
-        skeleton = _split(state, tensors, set())
-        save_file(tensors, staging / "tensors.safetensors")
-        (staging / "state.json").write_text(json.dumps(skeleton))
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in staging.iterdir()}
-        manifest = {"step": step, "contract": contract, "files": files}
-        (staging / MANIFEST).write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
+def save(folder: Path, step: int, state: Any, contract: dict[str, Any], engine: Engine | None = None) -> Path:
+    """Writes `state` (nested dicts, lists, tensors, numbers, strings) as `folder/step-N` and returns that path.
+
+    Of several processes, which all come here, the first writes what each of them has, and each its part of what is
+    divided. Raises `StorageError` in all of them if it fails in one.
+    """
+    engine, destination = engine or Engine(), folder / f"step-{step}"
+    token, problem = engine.ranks.from_main(lambda: _begin(destination))
+    tensors: dict[str, Tensor] = {}
+    divided: dict[str, Tensor] = {}
+    skeleton = _split(state, tensors, divided, set())
+    try:
+        if engine.is_main and not problem:
+            with staged(destination, token) as staging:
+                if divided:
+                    write_parts(staging, divided)
+                _write(staging, step, tensors, skeleton, contract)
+        elif divided and not problem:
+            write_parts(_staging(destination, token), divided)
+    except StorageError as error:
+        problem = str(error)
+    # What fails in writing a part fails in all processes; the rest is the first one's, however long it takes.
+    if problem := engine.ranks.from_main(lambda: problem):
+        raise StorageError(problem)
     return destination
 
 
-def load(path: Path) -> Any:
-    """The state that `save` wrote to `path`; raises `StorageError` naming the file that is damaged."""
-    verify(path)
-    return _join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors"))
+def _begin(destination: Path) -> tuple[str, str]:
+    """The token of a staging folder that is there, or why it cannot be."""
+    token = uuid.uuid4().hex[:8]
+    try:
+        _staging(destination, token).mkdir(parents=True)
+    except OSError as error:
+        return token, f"{destination}: cannot be written: {error}"
+    return token, ""
+
+
+def _staging(destination: Path, token: str) -> Path:
+    return destination.with_name(f"{STAGING}{destination.name}-new-{token}")
+
+
+def _write(staging: Path, step: int, tensors: dict[str, Tensor], skeleton: Any, contract: dict[str, Any]) -> None:
+    save_file(tensors, staging / "tensors.safetensors")
+    (staging / "state.json").write_text(json.dumps(skeleton))
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in staging.iterdir()}
+    manifest = {"step": step, "contract": contract, "files": files}
+    (staging / MANIFEST).write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
+
+
+def load(path: Path, *, verified: bool = False) -> Any:
+    """The state that `save` wrote to `path`; raises `StorageError` naming the file that is damaged.
+
+    What is divided over processes is left as a `Part`. `verified`: another process looks at the hashes.
+    """
+    if not verified:
+        verify(path)
+    return _join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors"), path)
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -169,8 +210,11 @@ def _seal(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _split(tree: Any, tensors: dict[str, Tensor], seen: set[int], path: str = "") -> Any:
+def _split(tree: Any, tensors: dict[str, Tensor], divided: dict[str, Tensor], seen: set[int], path: str = "") -> Any:
     """`tree` with its tensors moved to `tensors`, and dicts as pairs (JSON would turn their int keys into strings)."""
+    if isinstance(tree, Tensor) and is_part(tree):
+        divided[path] = tree.detach()
+        return {"part": path}
     if isinstance(tree, Tensor):
         tensor = tree.detach().cpu().contiguous()
         # safetensors takes no two names for one storage, such as the code book that 8-bit optimizer states share
@@ -179,21 +223,25 @@ def _split(tree: Any, tensors: dict[str, Tensor], seen: set[int], path: str = ""
         seen.add(storage)
         return {"tensor": path}
     if isinstance(tree, dict):
-        return {"pairs": [[key, _split(value, tensors, seen, f"{path}/{key}")] for key, value in tree.items()]}
+        pairs = [[key, _split(value, tensors, divided, seen, f"{path}/{key}")] for key, value in tree.items()]
+        return {"pairs": pairs}
     if isinstance(tree, list | tuple):
-        return {type(tree).__name__: [_split(value, tensors, seen, f"{path}/{i}") for i, value in enumerate(tree)]}
+        values = [_split(value, tensors, divided, seen, f"{path}/{i}") for i, value in enumerate(tree)]
+        return {type(tree).__name__: values}
     return tree
 
 
-def _join(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+def _join(skeleton: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
     if not isinstance(skeleton, dict):
         return skeleton
     kind, content = next(iter(skeleton.items()))
     if kind == "tensor":
         return tensors[content]
+    if kind == "part":
+        return Part(folder, content)
     if kind == "pairs":
-        return {key: _join(value, tensors) for key, value in content}
-    values = [_join(value, tensors) for value in content]
+        return {key: _join(value, tensors, folder) for key, value in content}
+    values = [_join(value, tensors, folder) for value in content]
     return tuple(values) if kind == "tuple" else values
 
 

@@ -39,12 +39,15 @@ STATUS = {0: "done", 75: "preempted", 130: "interrupted"}
 
 
 @contextmanager
-def open_folder(output_dir: str, resuming: bool) -> Iterator[Path]:
-    """Makes `output_dir` and holds it against other runs while the block lasts.
+def open_folder(output_dir: str, resuming: bool, *, is_main: bool = True) -> Iterator[Path]:
+    """Makes `output_dir` and holds it against other runs while the block lasts; of several processes the first does.
 
     Raises `RecipeError` if another run is writing to it, or if it holds something that only `resume` may continue.
     """
     folder = Path(output_dir)
+    if not is_main:
+        yield folder
+        return
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         check_folder(folder, resuming)
@@ -90,10 +93,11 @@ def _is_done(folder: Path) -> bool:
 
 
 @contextmanager
-def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
+def result_file(folder: Path, stage: str, *, is_main: bool = True) -> Iterator[dict[str, Any]]:
     """Yields the dict that becomes `result.json`, whatever happens in the block, with status, exit code and seconds.
 
-    A recipe that is refused does not take the place of what a run before it achieved.
+    A recipe that is refused does not take the place of what a run before it achieved. Of several processes the first
+    writes it.
     """
     started = time.time()
     result: dict[str, Any] = {"stage": stage, "status": "failed", "exit_code": 1, "events": []}
@@ -113,7 +117,8 @@ def result_file(folder: Path, stage: str) -> Iterator[dict[str, Any]]:
         log.removeHandler(warnings)
         result["status"] = STATUS.get(result["exit_code"], "failed")
         result["seconds"] = round(time.time() - started, 2)
-        if result["exit_code"] != RecipeError.exit_code or not any(folder.glob("checkpoints/step-*")):
+        refused = result["exit_code"] == RecipeError.exit_code and any(folder.glob("checkpoints/step-*"))
+        if is_main and not refused:
             write_json(folder / RESULT, result)
 
 

@@ -54,7 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class ProgressLine:
     """Tokens a second, loss and time left: a bar on a terminal, else a line every `logging_steps`."""
 
-    def __init__(self, total: int, done: int, logging_steps: int) -> None:
+    def __init__(self, total: int, done: int, logging_steps: int, shown: bool = True) -> None:
         self.logging_steps = logging_steps
         self.total = total
         self.tokens = 0
@@ -64,7 +64,7 @@ class ProgressLine:
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
         console = Console(stderr=True)
         self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
-        self.bar.disable = not console.is_terminal
+        self.bar.disable = not (console.is_terminal and shown)
         self.task = self.bar.add_task("", total=total, completed=done, text="")
 
     def __enter__(self) -> "ProgressLine":

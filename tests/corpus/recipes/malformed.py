@@ -253,8 +253,12 @@ VALUES: list[tuple[str, str, str]] = [
     ("train.seed", f"'{'9' * 500}'", "99999..., must be a whole number\n"),
     ("resume", "true", "resume: true, must be text; did you mean auto?"),
     ("report_to", "none", "leave report_to out for no tracker"),
+    ("model.quantization", "4", "did you mean 4bit?"),
+    ("model.quantization", "nf4", "did you mean 4bit?"),
+    ("model.quantization", "int8", "did you mean 8bit?"),
+    ("model.quantization", "true", "write 4bit or 8bit"),
     ("adapter", "dora", "write type: lora with use_dora: true"),
-    ("adapter", "qlora", "write lora; this version has no quantised bases"),
+    ("adapter", "qlora", "write lora, and quantization: 4bit below model"),
     *((key, "''", "some text") for key in ("run_name", "output_dir", "model.name_or_path", "resume")),
     *((key, "exact_match", "a list") for key in ("eval.metrics", "adapter.modules_to_save")),
     *(
@@ -438,10 +442,8 @@ IN_SECTION = [
 ]
 # (name, whose it is, what is said of it)
 WITHOUT_COUNTERPART = [
-    ("load_in_4bit", "TRL and axolotl", "no quantised bases"),
-    ("load_in_8bit", "TRL and axolotl", "a quantised one could take an adapter only"),
-    ("quantization", "other tools", "no quantised bases"),
-    ("quantization_bit", "LLaMA-Factory", "adapter: lora"),
+    ("qlora", "other tools", "write adapter: lora, and quantization: 4bit below model"),
+    ("quantization_method", "LLaMA-Factory", "4bit is NF4 with double quantisation, 8bit is int8"),
     ("deepspeed", "transformers", "trains in one process"),
     ("fsdp", "transformers", "trains in one process"),
     ("distributed", "other tools", "trains in one process"),
@@ -460,8 +462,8 @@ WITHOUT_COUNTERPART = [
     ("fp16", "transformers", "model.dtype takes bfloat16 or float32 only"),
     ("fp8", "LLaMA-Factory", "model.dtype takes bfloat16 or float32 only"),
     ("lora_bias", "peft", "does not have this method"),
-    ("quantization_config", "transformers", "no quantised bases"),
-    ("bnb_4bit_use_double_quant", "transformers", "no quantised bases"),
+    ("quantization_config", "transformers", "model.quantization has one form of each"),
+    ("bnb_4bit_use_double_quant", "transformers", "model.quantization has one form of each"),
     ("logging_dir", "transformers", "lies in output_dir"),
     ("do_train", "transformers", "the command says what is done"),
     ("dataset_prepared_path", "axolotl", "not for the recipe to say"),
@@ -545,6 +547,27 @@ STAGES: dict[str, Case] = {
 STREAM = "streaming: true"
 # Values that do not go together.
 CONFLICTS: dict[str, Case] = {
+    "quantised weights without an adapter": Case(
+        FULL.replace("m\n", "{name_or_path: m, quantization: 4bit}\n", 1),
+        (":1:40", "model.quantization: 4bit needs adapter: lora", "(adapter.type), or quantization: none"),
+    ),
+    "a quantised base, and an adapter made of its weights": Case(
+        BASE.replace("adapter: lora", "adapter: {type: lora, init_lora_weights: pissa}"),
+        ("adapter.init_lora_weights: pissa takes a part of the base's weights", "model.quantization: 8bit"),
+        ("model.quantization=8bit",),
+    ),
+    "a quantised base, and an adapter merged into it": Case(
+        BASE.replace("adapter: lora", "adapter: {type: lora, from: merge_first}"),
+        ("merge_first does not go with model.quantization: 4bit", "tunekit merge it"),
+        ("model.quantization=4bit",),
+    ),
+    "a quantised base, and a server that samples from the whole": Case(
+        "stage: grpo\n"
+        + BASE
+        + "rewards: number_match\nrollout: {engine: vllm, base_url: 'http://localhost:8000/v1'}\n",
+        ("model.quantization: 4bit does not go with rollout.engine vllm",),
+        ("model.quantization=4bit",),
+    ),
     "freezing with an adapter": Case(BASE + "freeze: {layers: 0-3}\n", (":5:9", "remove freeze, or set adapter: none")),
     "freezing nothing": Case(FULL + "freeze: {layers: []}\n", ("freezes nothing; give layers",)),
     "an adapter without type": Case(BASE.replace("lora", "{r: 8}"), ("sets r but no type; add type: lora",)),

@@ -43,6 +43,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 TARGETS = "an adapter is on all linear layers; {tool} leaves it to peft, which for most models takes q_proj and v_proj"
+DOUBLE = "model.quantization: 4bit quantises its scales again; TRL does with use_bnb_nested_quant only"
 NEEDED = {
     "model.name_or_path": "TODO: hub id or folder of the model",
     "output_dir": "TODO: folder that receives all that the run writes",
@@ -95,8 +96,14 @@ def _agree(draft: Draft) -> None:
     if "eval.metrics" not in draft.values:
         draft.withdraw("eval.max_new_tokens", "it is for eval.metrics")
     if not _has_adapter(draft):
+        draft.withdraw("model.quantization", "needs adapter: lora, as quantised weights cannot be trained")
         for ours in [key for key in draft.values if key.startswith("adapter.") and key != "adapter.type"]:
             draft.withdraw(ours, "there is no adapter", needless=True)
+
+    if draft.values.get("adapter.init_lora_weights") in ("pissa", "olora"):
+        draft.withdraw("model.quantization", "the adapter starts from a part of the base's own weights")
+    if draft.tool == TRL and draft.values.get("model.quantization") == "4bit":
+        draft.differ(DOUBLE)
 
 
 def _has_adapter(draft: Draft) -> bool:

@@ -87,7 +87,8 @@ def _model(draft: Draft, key: str, value: Any) -> None:
 def _adapter(draft: Draft, key: str, value: Any) -> None:
     if value == "qlora":
         draft.put("adapter.type", "lora", key, value)
-        raise Left("lora here; " + FOREIGN["load_in_4bit"].why)
+        draft.put("model.quantization", "4bit", key, value)
+        return
     if value in ("lora", "full"):
         draft.put("adapter.type", "none" if value == "full" else value, key, value)
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunekit.recipe.convert.draft import Left, truth
 from tunekit.recipe.convert.sources import names_in
+from tunekit.recipe.gaps import ONE_QUANTISATION
 
 SETTINGS_OF_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
@@ -102,6 +103,9 @@ def _standard(name: str, why: str) -> Callable[[Any], Any]:
 
 
 _ATTENTION = Left("model.attn_implementation: auto computes each example apart, without padding", needless=True)
+_SO = Left("model.quantization is so", needless=True)
+_BNB = ("bnb", "bitsandbytes")
+_DOUBLE = ("use_bnb_nested_quant", "double_quantization", "bnb_4bit_use_double_quant")
 _SAVE = "save.steps counts optimizer steps"
 
 TRANSLATE: dict[str, Callable[[Any], Any]] = {
@@ -109,6 +113,11 @@ TRANSLATE: dict[str, Callable[[Any], Any]] = {
     "bfloat16": flag("bfloat16", _off()),
     "pure_bf16": flag("bfloat16", _off()),
     "float32": flag("float32", _off()),
+    "load_in_4bit": flag("4bit", _off()),
+    "load_in_8bit": flag("8bit", _off()),
+    **dict.fromkeys(("bnb_4bit_quant_type", "quantization_type"), choice({"nf4": _SO}, ONE_QUANTISATION)),
+    **dict.fromkeys(("quantization_method", "quant_method"), choice(dict.fromkeys(_BNB, _SO), ONE_QUANTISATION)),
+    **dict.fromkeys(_DOUBLE, flag(_SO, Left(ONE_QUANTISATION))),
     "flash_attention": flag(_ATTENTION, _off()),
     "sdp_attention": flag(_ATTENTION, _off()),
     "xformers_attention": flag(_ATTENTION, _off()),

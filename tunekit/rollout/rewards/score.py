@@ -51,14 +51,19 @@ def score(
     Raises `DataError` where one fails on all of them, or, over the last calls (see `Record`), on more than the share
     `limit` and on more than `FEW`.
     """
-    values, total = {}, np.zeros(len(responses))
+    values = {}
     for source in rewards:
         found, problems = _judged(source, responses, poll)
         source.record.add(len(problems), len(responses))
         _stop(source, problems, len(responses), limit)
         _warn(source, problems, len(responses))
         values[source.name] = found
-        total += source.weight * found
+    return weighed(rewards, values)
+
+
+def weighed(rewards: Sequence[Source], values: dict[str, NDArray[np.float64]]) -> Scores:
+    """The scores of which each source gave `values`."""
+    total = np.sum([source.weight * values[source.name] for source in rewards], axis=0)
     return Scores(values, total, ~np.isnan(total))
 
 

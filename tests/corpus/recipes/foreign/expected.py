@@ -57,6 +57,7 @@ EXPECTED = {
     "axolotl/qlora.yml": Expected(
         {
             "model.dtype": "bfloat16",
+            "model.quantization": "4bit",
             "adapter.type": "lora",
             "adapter.use_dora": True,
             "adapter.target_modules.0": "q_proj",
@@ -69,8 +70,6 @@ EXPECTED = {
             "eval.early_stopping_patience": 3,
         },
         missing=(
-            "load_in_4bit: true  # this version has no quantised bases",
-            "adapter: qlora  # lora here",
             "chat_template: chatml  # a template of axolotl's own",
             "lr_scheduler: rex  # train.lr_scheduler_type: \"rex\", must be 'cosine', 'linear' or 'constant'; the "
             "recipe has train.lr_scheduler_type: cosine",
@@ -197,7 +196,7 @@ EXPECTED = {
             "train.optim": "adamw_8bit",
             "resume": "saves/pt/checkpoint-100",
         },
-        missing=("quantization_bit: 4",),
+        missing=("quantization_bit: 4  # the adapter starts from a part of the base's own weights",),
         needless=("do_train: true",),
         different=("LLaMA-Factory joins all texts, cuts them every cutoff_len tokens",),
     ),
@@ -234,6 +233,7 @@ EXPECTED = {
     "trl/lora.yaml": Expected(
         {
             "model.revision": "main",
+            "model.quantization": "4bit",
             "adapter.r": 32,
             "adapter.alpha": 64,
             "adapter.dropout": 0.05,
@@ -247,7 +247,7 @@ EXPECTED = {
             "save.total_limit": 1,
             "report_to.1": "tensorboard",
         },
-        missing=("load_in_4bit: true", 'eos_token: "<|im_end|>"', "push_to_hub: true", "hub_strategy: every_save"),
+        missing=('eos_token: "<|im_end|>"', "push_to_hub: true", "hub_strategy: every_save"),
         needless=(
             "attn_implementation: flash_attention_2",
             "max_steps: -1",
