@@ -2,7 +2,7 @@
 
 # Each module registers its verbs; --help lists them in this order.
 # isort: off
-from tunekit.cli import train, run, launch, data, recipes, models, measure  # noqa: F401
+from tunekit.cli import train, run, launch, plan, data, recipes, models, measure  # noqa: F401
 
 # isort: on
 from tunekit.cli.common import app

@@ -90,10 +90,21 @@ def save_artefact(
     if isinstance(model, PeftModel):
         save_adapter(model, folder, passport["base_model"].get("path"))
     else:
-        model.save_pretrained(folder)  # type: ignore[operator]
+        model.save_pretrained(folder, state_dict=weights_of(model))  # type: ignore[operator]
     generation_config(causal, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """What `state_dict` gives, which of a model that is divided over processes gives only the parts."""
+    buffers = {
+        f"{path}.{name}".removeprefix("."): value
+        for path, module in model.named_modules()
+        for name, value in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+    return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
 
 
 def verify_in_fresh_process(

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from tunekit.errors import StorageError
 from tunekit.evals.rewards import reward_report, sentences
 from tunekit.models.adapters import merge, merge_adapter, put_beside, save_adapter
-from tunekit.models.export import serving_attention
+from tunekit.models.export import serving_attention, weights_of
 from tunekit.models.fixed_rewards import fixed_rewards, verify
 from tunekit.models.load import PASSPORT, load_model
 from tunekit.models.scorer import Scorer
@@ -66,7 +66,7 @@ def write_reward_model(
     if not difference <= 128 * torch.finfo(scorer.dtype).eps * max(1.0, largest):
         raise StorageError(f"{folder / 'model'}: merged, its rewards differ by {difference:.3g} from those trained")
     with staged(folder / "model") as staging:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, state_dict=weights_of(model))
         base.tokenizer.save_pretrained(staging)
         (staging / PASSPORT).write_text(json.dumps(passport, indent=1) + "\n")
         (staging / "README.md").write_text(card, encoding="utf-8")
@@ -105,7 +105,7 @@ def take_new_weights(model: PreTrainedModel, trained: PreTrainedModel) -> None:
     """
     frozen = {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): weight
-        for name, weight in trained.state_dict().items()
+        for name, weight in weights_of(trained).items()
         if ".lora_" not in name and ".modules_to_save." not in name and weight.is_floating_point()
     }
     for name, weight in model.state_dict().items():

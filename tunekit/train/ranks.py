@@ -7,6 +7,8 @@ process that fails tells the others why before its connections close.
 import json
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import Store
 
-from tunekit.errors import MissingEnvironment, Preempted, RankFailed, TunekitError
+from tunekit.errors import OUTCOMES, MissingEnvironment, Preempted, RankFailed, TunekitError
 from tunekit.train.signals import Stopped
 
 log = logging.getLogger("tunekit")
@@ -164,6 +166,15 @@ def _alone(gone: int | None, why: str, *, told: bool = False) -> RankFailed:
     return error
 
 
+def _end_without_agent(agent: int) -> None:
+    """An agent that was killed ends nobody: its workers notice it themselves."""
+    while os.getppid() == agent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LINGER)
+    os._exit(RankFailed.exit_code)
+
+
 def join() -> Ranks:
     """This process among those that a launcher (torchrun, accelerate, Kubernetes, Slurm, ours) started; alone: 1 of 1.
 
@@ -177,6 +188,8 @@ def join() -> Ranks:
         raise MissingEnvironment(
             f"WORLD_SIZE: {world_size}: {missing[0]} is not set", "Start tunekit itself, or torchrun -m tunekit."
         )
+    if OUTCOMES in os.environ:
+        threading.Thread(target=_end_without_agent, args=(os.getppid(),), daemon=True).start()
     rank = int(os.environ["RANK"])
     # With a store of torchrun's own, what an attempt that failed wrote is still there.
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

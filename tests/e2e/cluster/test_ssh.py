@@ -29,11 +29,12 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "user.pub").chmod(0o600)
     (folder / "sshd_config").write_text(
         f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\nUsePAM no\nStrictModes no\n"
-        f"PermitRootLogin prohibit-password\nListenAddress 127.0.0.1:{port}\nListenAddress 127.0.0.2:{port}\n"
+        f"PermitRootLogin prohibit-password\nAcceptEnv OMP_NUM_THREADS\n"
+        f"ListenAddress 127.0.0.1:{port}\nListenAddress 127.0.0.2:{port}\n"
     )
     (folder / "ssh_config").write_text(
         f"Port {port}\nIdentityFile {folder}/user\nIdentitiesOnly yes\nStrictHostKeyChecking accept-new\n"
-        f"UserKnownHostsFile {folder}/known_hosts\n"
+        f"UserKnownHostsFile {folder}/known_hosts\nSetEnv OMP_NUM_THREADS=1\n"  # two hosts share the cores
     )
     wrapper = folder / "ssh"
     wrapper.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {folder}/ssh_config "$@"\n')

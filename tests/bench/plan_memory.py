@@ -1,0 +1,152 @@
+"""What `tunekit plan` says of memory beside what a run takes: each recipe planned, and run, in processes of their own.
+
+    python tests/bench/plan_memory.py [NAME ...] [--as-is]
+
+The measured figure is the peak resident memory of the process that trains (VmHWM), three optimizer steps with
+evaluation, checkpoint and artefact; its baseline (interpreter, libraries, rows) is taken from both sides in the second
+ratio. With `--as-is` the C library keeps its own bound for giving memory back. Models are smollm2-135m-instruct and a
+random one of 85 million weights in fp32.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "examples" / "data"
+SMOL, MID = "smollm2-135m-instruct", "MID"
+CHAT, SQL, LONG = DATA / "chat.jsonl", DATA / "sql" / "train.jsonl", "LONG"
+PERSONA, LABELLED = DATA / "persona" / "train.jsonl", DATA / "persona" / "labelled.jsonl"
+SUMS = DATA / "arithmetic" / "train.jsonl"
+ONLINE = ["rewards=number_match", "rollout.num_prompts=4", "rollout.max_new_tokens=32"]
+PAIRS = ["train.per_device_train_batch_size=16"]
+RECIPES = {
+    "sft lora": ("sft", SMOL, SQL, ["adapter=lora"]),
+    "sft full": ("sft", SMOL, SQL, []),
+    "sft packed": ("sft", SMOL, SQL, ["adapter=lora", "data.packing=true", "data.max_length=1024", "PACKS"]),
+    "sft long rows": ("sft", MID, LONG, ["train.per_device_train_batch_size=2"]),
+    "sft recomputed": ("sft", SMOL, SQL, ["adapter=lora", "train.activation_checkpointing=true"]),
+    "sft 8-bit": ("sft", MID, CHAT, ["train.optim=adamw_8bit"]),
+    "sft mid full": ("sft", MID, CHAT, ["train.per_device_train_batch_size=16"]),
+    "dpo lora": ("dpo", SMOL, PERSONA, ["adapter=lora", *PAIRS]),
+    "dpo full": ("dpo", MID, PERSONA, PAIRS),
+    "kto": ("kto", MID, LABELLED, ["adapter=lora", *PAIRS]),
+    "reward": ("reward", SMOL, PERSONA, ["adapter=lora", *PAIRS]),
+    "grpo": ("grpo", SMOL, SUMS, ["adapter=lora", *ONLINE]),
+    "ppo": ("ppo", MID, SUMS, [*ONLINE, "rollout.num_generations=4"]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--as-is", action="store_true")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(*arguments.child)
+        return
+    print(f"{'recipe':15} {'predicted':>9} {'measured':>9} {'ratio':>6} {'without the baseline':>20} {'ratio':>6}   peak in")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in arguments.names or RECIPES:
+            row = compared(name, Path(scratch), as_is=arguments.as_is)
+            print(row, flush=True)
+
+
+def compared(name: str, scratch: Path, *, as_is: bool = False) -> str:
+    recipe = write(name, scratch)
+    predicted = in_its_own_process("plan", recipe)
+    measured = in_its_own_process("as-is" if as_is else "run", recipe)
+    ours, theirs = predicted["peak"], measured["peak"]
+    above = ours - predicted["baseline"], theirs - measured["baseline"]
+    mib = [value / 2**20 for value in (ours, theirs, *above)]
+    return (
+        f"{name:15} {mib[0]:9.0f} {mib[1]:9.0f} {mib[0] / mib[1]:6.2f} {mib[2]:9.0f}/{mib[3]:<9.0f} {mib[2] / mib[3]:6.2f}"
+        f"   {predicted['phase']}"
+    )
+
+
+def in_its_own_process(what: str, recipe: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", what, str(recipe)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{recipe}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(what: str, file: str) -> None:
+    from importlib import import_module
+
+    from tunekit.models import memory
+    from tunekit.recipe.load import load
+    from tunekit.stages import plan
+
+    resolved = load(file)
+    if what == "plan":
+        report = plan.run(resolved, gpu="cpu")["memory"]
+        print(json.dumps({"peak": report["peak"], "baseline": report["baseline"], "phase": report["peak_phase"]}))
+        return
+    if what == "run":
+        assert memory.give_back_what_goes()
+    stage = import_module(f"tunekit.stages.{resolved.recipe.stage}")
+    baseline = memory.resident()
+    stage.run(resolved)
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    print(json.dumps({"peak": int(status["VmHWM"].split()[0]) * 1024, "baseline": baseline}))
+
+
+def write(name: str, scratch: Path) -> Path:
+    """The recipe `name` as a file."""
+    stage, model, data, settings = RECIPES[name]
+    place = scratch / name.replace(" ", "-")
+    place.mkdir()
+    if model == MID:
+        model = str(middle(scratch))
+    if data == LONG:
+        data = place / "long.jsonl"
+        rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ab" * 700}]}] * 20
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packs = settings and settings[-1] == "PACKS"
+    own = {key: value for key, _, value in (each.partition("=") for each in settings) if value}
+    values = {"stage": stage, "model": model, "data.train": str(data), "data.eval_split": "8"}
+    values |= {"train.max_steps": "3", "output_dir": str(place / "out"), **own}
+    if packs:
+        values["train.per_device_train_batch_size"] = "1"
+    file = place / "recipe.yaml"
+    lines: dict[str, list[str]] = {}
+    for key, value in values.items():
+        section, _, inner = key.partition(".")
+        lines.setdefault(section, []).append(f"  {inner}: {value}" if inner else value)
+    file.write_text(
+        "".join(
+            f"{section}: {given[0]}\n" if not given[0].startswith(" ") else f"{section}:\n" + "\n".join(given) + "\n"
+            for section, given in lines.items()
+        )
+    )
+    return file
+
+
+def middle(scratch: Path) -> Path:
+    """A random llama of 85 million weights with byte tokens, made once."""
+    folder = scratch / "middle"
+    if folder.exists():
+        return folder
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    from tunekit.models.tiny_random import tokenizer
+
+    set_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    ids = {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
+    LlamaForCausalLM(LlamaConfig(vocab_size=259, max_position_embeddings=4096, **sizes, **ids)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
