@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?= -n auto --dist worksteal
 BIN := .venv/bin
 
-.PHONY: chat sql test test-vllm lint install clean
+.PHONY: chat sql test test-vllm test-cluster lint install clean
 
 # A second run ends with the tool's exit code 2, since out/chat is not empty: its message says how to resume or go elsewhere.
 chat: .venv/.stamp
@@ -20,6 +20,17 @@ test: lint
 # The engines that need a server, against a real one: vLLM on the processor, 3.5 GB in an environment of its own.
 test-vllm: .venv/.stamp-test .venv/vllm/.stamp
 	TUNEKIT_VLLM_PYTHON=$(CURDIR)/.venv/vllm/bin/python $(BIN)/python -m pytest tests/e2e/test_vllm_server.py
+
+# Schedulers for real, on this machine alone: a Slurm of two virtual nodes, a Ray, an sshd. As root on Debian 12; nothing of
+# them runs afterwards, and nothing is written to /etc but what the packages bring.
+test-cluster: .venv/.stamp-test .venv/.stamp-cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/e2e/cluster
+
+.venv/.stamp-cluster: | .venv/.stamp-test
+	apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 \
+		openssh-server openssh-client
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[gguf,test,ray]'
+	touch $@
 
 lint: .venv/.stamp-test
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from preference_steps import (
 )
 from test_rollout_layouts import OBJECTIVES
 from test_rollout_layouts import prepared as prepared_online
-from tiny import PAD_ID, chat_rows, tiny_model
+from tiny import PAD_ID, chat_rows, tiny_model, worst_tensor
 from torch import Tensor, nn
 
 from tunekit.data.rows import Example
@@ -82,10 +82,16 @@ def gradients(policy: Policy) -> dict[str, Tensor]:
     return {name: whole(each.grad).clone() for name, each in policy.named_parameters() if each.grad is not None}
 
 
-def step(policy: Policy, objective: Objective, micro_batches: Sequence[Any], engine: Engine, passes: int) -> StepResult:
+def step(
+    policy: Policy, objective: Objective, micro_batches: Sequence[Any], engine: Engine, passes: int, spare: Any = None
+) -> StepResult:
     policy.train().zero_grad()
     batches = [policy.batch(rows) for rows in micro_batches]
-    return backward(policy, objective, batches, engine, [batches[0]] * (passes - len(batches)))
+    return backward(policy, objective, batches, engine, [spare] * (passes - len(batches)))
+
+
+def norm(tensors: dict[str, Tensor]) -> float:
+    return float(torch.stack([each.double().square().sum() for each in tensors.values()]).sum().sqrt())
 
 
 def compare(stage: str, strategy: str, lora: bool, engine: Engine, folder: Path) -> dict[str, Any]:
@@ -94,24 +100,27 @@ def compare(stage: str, strategy: str, lora: bool, engine: Engine, folder: Path)
     micro_batches = list(cut(rows))
     alone = step(policy, objective, micro_batches, Engine(), len(micro_batches))
     expected = gradients(policy)
+    step(policy, objective, micro_batches[:1], Engine(), 1)
+    expected_of_few = gradients(policy)
     measured = {} if stage in OBJECTIVES else held_out_loss(policy, objective, rows, 2)
     if strategy == "fsdp2":
         shard(policy, engine)
     mine = micro_batches[engine.rank :: engine.world_size]
-    together = step(policy, objective, mine, engine, max(map(len, [micro_batches[0::2], mine])))
+    spare = policy.batch(rows[:1])
+    few = micro_batches[:1]  # of which the other process has none
+    step(policy, objective, few[engine.rank :: 2], engine, 1, spare)
+    less = gradients(policy)
+    together = step(policy, objective, mine, engine, len(micro_batches[0::2]), spare)
     found = gradients(policy)
-    assert found.keys() == expected.keys()
-    total = float(torch.stack([each.double().square().sum() for each in expected.values()]).sum().sqrt())
+    total = norm(expected)
     trained = [each for each in policy.parameters() if each.requires_grad]
     clipped = update(together, trained, torch.optim.SGD(trained, lr=0.0), 0.1)
     there = {} if stage in OBJECTIVES else held_out_loss(policy, objective, rows, 2, engine=engine)
     assert together.metrics.keys() == alone.metrics.keys() and there.keys() == measured.keys()
     return {
         "loss": abs(together.loss - alone.loss) / max(1.0, abs(alone.loss)),
-        "gradients": max(
-            float((found[name] - each).double().norm()) / max(float(each.double().norm()), 0.01 * total)
-            for name, each in expected.items()
-        ),
+        "gradients": worst_tensor(found, expected),
+        "gradients, one rank idle": worst_tensor(less, expected_of_few),
         "norm": abs(clipped.grad_norm - total) / total,
         "metrics": max([abs(together.metrics[n] - v) / max(1, abs(v)) for n, v in alone.metrics.items()], default=0.0),
         "held out": max([abs(there[name] - value) / max(1, abs(value)) for name, value in measured.items()], default=0),

@@ -29,7 +29,7 @@ LAYERS = [
     {"evals"},
     {"rollout", "train"},
     {"report"},
-    {"stages"},
+    {"stages", "launch"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -40,6 +40,7 @@ DOORS = {
     "evaluate": {"evals/metrics/hub.py"},
     "lm_eval": {"evals/harness.py"},
     "bitsandbytes": {"models/quantised.py", "train/optim.py"},
+    "ray": {"launch/ray_train.py"},
     "pyarrow": {"data/sources/parquet.py", "data/store.py"},
 }
 
@@ -107,6 +108,8 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
         "grpo",
         "rloo",
         "run",
+        "launch",
+        "plan",
         "preview",
         "check",
         "show",

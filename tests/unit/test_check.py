@@ -116,7 +116,7 @@ def test_rows_that_no_stage_trains_on_are_not_called_good(recipe: Write) -> None
 
 
 def test_a_model_that_does_not_fit_is_exit_5(recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_available", lambda device: 1000)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
     report = run(recipe())
     assert report["exit_code"] == 5 and statuses(report)["memory"] == "failed"
     assert "adapter: lora" in next(each["detail"] for each in report["parts"] if each["part"] == "memory")

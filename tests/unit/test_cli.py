@@ -10,7 +10,21 @@ from typer.testing import CliRunner
 from tunekit.cli import app
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "numpy")
-VERBS = ("sft", "preview", "check", "show", "init", "schema", "convert", "diff", "chat", "generate", "merge", "env")
+VERBS = (
+    "sft",
+    "launch",
+    "preview",
+    "check",
+    "show",
+    "init",
+    "schema",
+    "convert",
+    "diff",
+    "chat",
+    "generate",
+    "merge",
+    "env",
+)
 
 
 def test_help_of_every_verb_has_an_example_and_imports_nothing_heavy() -> None:

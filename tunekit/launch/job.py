@@ -66,8 +66,9 @@ class Submission:
 
 
 def label(text: str, longest: int = 40) -> str:
-    """`text` as a name that DNS and every scheduler take; a pod's host name adds some characters to it."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:longest].strip("-") or "tunekit"
+    """`text` as a name that DNS and every scheduler take: a letter first; a pod's host name adds characters to it."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return (name if name[:1].isalpha() else f"run-{name}")[:longest].strip("-")
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

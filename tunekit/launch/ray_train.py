@@ -58,18 +58,17 @@ def main(file: str) -> int:
         ),
     )
     try:
-        return int((trainer.fit().metrics or {})["exit_code"])
+        return int(trainer.fit().return_value)
     except TrainingFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return RankFailed.exit_code
 
 
-def work(job: dict[str, Any]) -> None:
+def work(job: dict[str, Any]) -> int:
     """In each worker: the stage as one process of many, by the variables that Ray has set (RANK, MASTER_ADDR, ...).
 
-    Raises `RuntimeError` for what another attempt may mend, which makes Ray start one; anything else is reported.
+    Returns its exit code. Raises `RuntimeError` for one that another attempt may mend, which makes Ray start it.
     """
-    import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
     # The port that Ray chose is taken by its own group.
@@ -83,7 +82,7 @@ def work(job: dict[str, Any]) -> None:
     )
     if code < 0 or code in AGAIN:
         raise RuntimeError(f"the process ended with {signal.Signals(-code).name if code < 0 else code}")
-    ray.train.report({"exit_code": code})
+    return code
 
 
 def _free_port() -> int:

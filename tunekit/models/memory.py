@@ -33,7 +33,7 @@ BLOCK_BYTES = 4 / 256  # of a state of 8 bits: a scale for each block
 QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 ROOM = 64  # columns of keys and values that are made beforehand (see models/key_values.py)
 DRAWN_BYTES = 32  # of each logit while a token is drawn: fp32 logits and three of their kind, fp64 sums
-LARGE = 2**20  # bytes from which a tensor is given back to the system when it goes
+LARGE = 2**18  # bytes from which a tensor is given back to the system when it goes
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def build(setup: Setup) -> Any:
         try:
             model = auto.from_config(config, dtype=dtype, **attention)
         except (ValueError, ImportError, KeyError):
+            config._attn_implementation_internal = None  # what it takes by itself
             model = auto.from_config(config, dtype=dtype)
         if setup.lora:
             task = "SEQ_CLS" if setup.kind == "scorer" else "CAUSAL_LM"
@@ -121,19 +122,19 @@ def state_bytes(optim: str, parameters: Sequence[nn.Parameter]) -> int:
 
 def traced(setup: Setup, rows: Sequence[Example], *, backward: bool = True, passes: int = 1) -> Step:
     """What `passes` over the micro-batch `rows` take, one after another with their gradients added up."""
-    policy = _policy(setup)
+    policy, mode = _policy(setup)
     trained = [each for each in policy.parameters() if each.requires_grad]
     if not policy.flat:
         policy.causal.set_attn_implementation("sdpa" if policy.causal._supports_sdpa else "eager")
     vocabulary = setup.config.get_text_config().vocab_size
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what cannot be traced is no error
     try:
-        peak, flops = _run(policy, rows, backward, passes)
+        peak, flops = _run(policy, mode, rows, backward, passes)
     except (NotImplementedError, TypeError):  # not on a flat row
-        policy = _policy(setup)
+        policy, mode = _policy(setup)
         policy.flat = False
         policy.causal.set_attn_implementation("sdpa" if policy.causal._supports_sdpa else "eager")
-        peak, flops = _run(policy, rows, backward, passes)
+        peak, flops = _run(policy, mode, rows, backward, passes)
     except (DynamicOutputShapeException, UnsupportedOperatorException, RuntimeError):
         return _by_formula(setup, rows, trained, backward, passes)
     gradients = sum(each.numel() * each.element_size() for each in trained) if backward else 0
@@ -143,7 +144,7 @@ def traced(setup: Setup, rows: Sequence[Example], *, backward: bool = True, pass
     return Step(gradients, max(0, peak - gradients), logits, flops)
 
 
-def _policy(setup: Setup) -> Policy:
+def _policy(setup: Setup) -> tuple[Policy, FakeTensorMode]:
     mode, model = FakeTensorMode(allow_non_fake_inputs=True), build(setup)
     without_data(model, mode)
     kind = {"policy": Policy, "scorer": Scorer, "actor": Actor}[setup.kind]
@@ -154,8 +155,7 @@ def _policy(setup: Setup) -> Policy:
             policy.value = _value(setup, mode)
         if setup.checkpointing:
             policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
-    policy.mode = mode  # type: ignore[assignment]
-    return policy.train()
+    return policy.train(), mode
 
 
 def _value(setup: Setup, mode: FakeTensorMode) -> Value | None:
@@ -171,18 +171,19 @@ def _value(setup: Setup, mode: FakeTensorMode) -> Value | None:
     return value
 
 
-def _run(policy: Policy, rows: Sequence[Example], backward: bool, passes: int) -> tuple[int, int]:
+def _run(policy: Policy, mode: FakeTensorMode, rows: Sequence[Example], backward: bool, passes: int) -> tuple[int, int]:
     """Bytes at the peak beside the weights, and operations of one pass."""
     meter = Meter()
     for each in [*policy.parameters(), *policy.buffers()]:
         meter.see(each)
     weights = meter.now
-    with policy.mode, meter:  # type: ignore[attr-defined]
+    with mode, meter:
         for _ in range(passes):
             batch = policy.batch(rows)
             if backward:
                 policy(batch).sum().backward()
             else:
+                policy.eval()
                 with torch.no_grad():
                     policy(batch)
     return meter.peak - weights, meter.flops // passes
@@ -219,7 +220,7 @@ def cache_bytes(config: PretrainedConfig, dtype: torch.dtype, answers: int, prom
 
 
 def give_back_what_goes() -> bool:
-    """Tells the C library to hand tensors of a mebibyte and more back to the system at once; False where it is no glibc.
+    """Tells the C library to give tensors of 256 KiB and more back at once; False where it is another than glibc.
 
     By itself it raises that bound to 32 MiB, keeps what lies between and fills the holes badly: a run then holds up to
     half more than its tensors.

@@ -19,15 +19,16 @@ from transformers import set_seed
 
 from tunekit.data.rows import Example
 from tunekit.errors import DataError, MemoryExceeded, TunekitError
-from tunekit.models.load import Location, check_weights, default_device, load_config, resolve_dtype
-from tunekit.models.memory import MemoryNeed, memory_need
+from tunekit.models import memory
+from tunekit.models.load import Location, check_weights, default_device, load_config
 from tunekit.models.reference import with_reference
 from tunekit.models.tiny_random import shrunk
 from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
-from tunekit.stages import dpo, grpo, kto, ppo, reward, rloo, sft
 from tunekit.stages.assemble import make_training
 from tunekit.stages.base import Base, find_base
+from tunekit.stages.plan import STAGES
+from tunekit.stages.plan_need import estimate
 from tunekit.stages.read import read_rows
 from tunekit.stages.rows import Rows, find_source
 from tunekit.stages.tasks import find as find_tasks
@@ -37,7 +38,6 @@ from tunekit.train.step import backward, update
 
 log = logging.getLogger("tunekit")
 
-STAGES = {each.STAGE.name: each.STAGE for each in (sft, dpo, kto, reward, ppo, grpo, rloo)}
 STEPS = 2
 STEP_TOKENS = 8192  # of each step, or its first row: more would only take longer
 TINY_ANSWER = 8  # tokens
@@ -148,24 +148,17 @@ def _data(found: _Found) -> str:
 
 
 def _memory(found: _Found) -> str:
-    recipe, location, device = _need(found.recipe), _need(found.base).location, default_device()
-    lora = recipe.adapter.model_dump(exclude={"type", "start_from"}) if recipe.adapter.type == "lora" else None
-    freeze = recipe.freeze.model_dump() if recipe.freeze else None
-    dtype = resolve_dtype(recipe.model.dtype, device)
-    need = memory_need(location, dtype=dtype, optim=recipe.train.optim, lora=lora, freeze=freeze, device=device)
+    recipe, device = _need(found.recipe), default_device()
+    need = estimate(recipe, _need(found.base), found.rows, device.type)
+    available = memory.available(device) + (memory.resident() if device.type == "cpu" else 0)
     said = (
-        f"{need.trained:,} of {need.parameters:,} weights trained; weights, gradients and optimizer take "
-        f"{_size(need.total)} of {_size(need.available)} on {device}, activations come on top"
+        f"{need.trained:,} of {need.parameters:,} weights trained; at most {_size(need.peak)} ({need.phase}) of "
+        f"{_size(available)} on {device}"
     )
-    if need.total > need.available:
-        raise MemoryExceeded(said, _smaller(need))
+    if need.peak > available:
+        more = "tunekit plan says what else makes it fit."
+        raise MemoryExceeded(said, f"Set adapter: lora; {more}" if need.trained == need.parameters else more)
     return said
-
-
-def _smaller(need: MemoryNeed) -> str:
-    if need.trained == need.parameters:
-        return "Set adapter: lora: only the adapter then has gradients and optimizer states."
-    return "Take a smaller model, or a larger machine: the frozen weights alone take most of it."
 
 
 def _size(num_bytes: int) -> str:

@@ -77,8 +77,10 @@ def start(arguments: Sequence[str], *, processes: int | str | None, nodes: int, 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in ("torch.distributed", "torch.distributed.elastic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they tell of their own code; what matters is said here
+    for name in [*logging.root.manager.loggerDict]:
+        if name.startswith("torch.distributed"):  # they tell of their own code; what matters is said here
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and with frames of C++
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else an attempt reads the keys of the one before
     count, meeting = count_here(processes), rendezvous(nodes)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +20,13 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import Store
 
-from tunekit.errors import OUTCOMES, MissingEnvironment, Preempted, RankFailed, TunekitError
+from tunekit.errors import OUTCOMES, MissingEnvironment, RankFailed, TunekitError
 from tunekit.train.signals import Stopped
 
 log = logging.getLogger("tunekit")
 
 POLL = 0.05  # seconds between two looks at the store
-LINGER = 5.0  # seconds that a process which failed waits until the others have read why
+LINGER = 5.0  # seconds that the first process waits, if it failed, until the others have read why
 GATHERED = 2.0  # seconds in which processes that lost another one say so
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOST = ("gloo", "nccl", "connection", "timed out waiting", "socket", "broken pipe", "store")  # in torch's own errors
@@ -42,6 +43,7 @@ class Ranks:
     attempt: int = 0
     store: Store | None = None
     turn: int = 0  # exchanges so far: all processes make the same ones in the same order
+    ended: bool = False  # by an error that the others know of
 
     @property
     def is_main(self) -> bool:
@@ -86,59 +88,72 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            if self.store is None or (isinstance(error, RankFailed) and error.told):
+            if self.store is None or self.ended:
                 raise
-            if (told := self._told(error)) is error:
+            self.ended = True
+            with undisturbed():  # an agent that saw another process end sends SIGTERM to this one
+                told = self._told(self.store, error)
+            if told is error:
                 raise
             raise told from error
 
-    def _told(self, error: BaseException) -> BaseException:
+    def _told(self, store: Store, error: BaseException) -> BaseException:
         """The error to end with: that of the process that failed first, or this one, after the others know of it."""
-        assert self.store is not None
         own = error.error if isinstance(error, Stopped) else error
-        if is_lost(own):
-            return self._after_loss(own)
-        code = own.exit_code if isinstance(own, TunekitError) else 1
-        record = json.dumps({"rank": self.rank, "code": code, "error": str(own) or type(own).__name__})
         try:
-            first = json.loads(self.store.compare_set(FAILED, "", record))
+            if is_lost(own):
+                return self._after_loss(store, own)
+            code = own.exit_code if isinstance(own, TunekitError) else 1
+            record = json.dumps({"rank": self.rank, "code": code, "error": str(own) or type(own).__name__})
+            first = json.loads(store.compare_set(FAILED, "", record))
             if first["rank"] != self.rank:
-                self.store.add("read", 1)
-                return _followed(first)
-        except (RuntimeError, ValueError):  # the first process, with the store, is gone already
-            return error if not isinstance(own, Preempted) else _alone(0, str(own))
-        if self.is_main:
-            self._linger()
+                return self._followed(store, first)
+            if self.is_main:
+                self._hold(LINGER, lambda: store.add("read", 0) < self.world_size - 1)
+            return error
+        except RuntimeError as gone:  # the store, and with it the first process
+            return error if not is_lost(own) else _alone(0, str(gone), speaks=self.rank == 1)
+
+    def _after_loss(self, store: Store, error: BaseException) -> BaseException:
+        """Who is gone: whoever failed says so, and whoever lost a connection says only that."""
+        store.set(f"lost/{self.rank}", "")
+        until = time.monotonic() + GATHERED
+        while time.monotonic() < until:
+            if store.check([FAILED]):
+                return self._followed(store, json.loads(store.get(FAILED)))
+            time.sleep(POLL)
+        here = [rank for rank in range(self.world_size) if store.check([f"lost/{rank}"])]
+        gone = sorted({*range(self.world_size)} - {*here})
+        for rank in gone:
+            _end(store.get(f"process/{rank}").decode())  # one that hangs would not end by itself
+        if self.is_main and len(here) > 1:
+            self._hold(GATHERED, lambda: True)
+        return _alone(gone[0] if gone else None, str(error), speaks=self.rank == here[0])
+
+    def _followed(self, store: Store, first: dict[str, Any]) -> TunekitError:
+        """The error of another process, which says it itself."""
+        store.add("read", 1)
+        error = RankFailed(f"rank {first['rank']}: {first['error']}")
+        error.exit_code, error.told = first["code"], True
         return error
 
-    def _after_loss(self, error: BaseException) -> BaseException:
-        """Who is gone: whoever failed said so, and whoever lost a connection only says that."""
-        assert self.store is not None
-        try:
-            self.store.set(f"lost/{self.rank}", "")
-            until = time.monotonic() + GATHERED
-            while time.monotonic() < until:
-                if self.store.check([FAILED]):
-                    self.store.add("read", 1)
-                    return _followed(json.loads(self.store.get(FAILED)))
-                time.sleep(POLL)
-            gone = [rank for rank in range(self.world_size) if not self.store.check([f"lost/{rank}"])]
-        except RuntimeError:
-            gone = [0]
-        speaks = self.rank == min({*range(self.world_size)} - {*gone}, default=self.rank)
-        if self.is_main:
-            self._linger()
-        return _alone(gone[0] if gone else None, " ".join(str(error).split())[:200], told=not speaks)
+    def _hold(self, seconds: float, needed: Callable[[], bool]) -> None:
+        """The first process has the store: it waits until the others have read why it ends, or are gone."""
+        if dist.is_initialized():
+            dist.destroy_process_group()  # which ends the waits of the others
+        until = time.monotonic() + seconds
+        while needed() and time.monotonic() < until:
+            time.sleep(POLL)
 
-    def _linger(self) -> None:
-        """The first process holds the store: it waits until all others have read why, or are gone."""
-        assert self.store is not None
-        with suppress(RuntimeError):
-            if dist.is_initialized():
-                dist.destroy_process_group()  # which ends the waits of the others
-            until = time.monotonic() + LINGER
-            while self.store.add("read", 0) < self.world_size - 1 and time.monotonic() < until:
-                time.sleep(POLL)
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -149,20 +164,20 @@ def is_lost(error: BaseException) -> bool:
     return named or isinstance(error, dist.DistError)
 
 
-def _followed(first: dict[str, Any]) -> TunekitError:
-    """The error of another process, which says it itself."""
-    error = RankFailed(f"rank {first['rank']}: {first['error']}")
-    error.exit_code, error.told = first["code"], True
-    return error
+def _end(process: str) -> None:
+    """Ends a process, named as `join` does, where it is one of this machine."""
+    machine, pid = process.rsplit("/", 1)
+    if machine == socket.gethostname():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
 
 
-def _alone(gone: int | None, why: str, *, told: bool = False) -> RankFailed:
+def _alone(gone: int | None, why: str, *, speaks: bool) -> RankFailed:
     who = "another process" if gone is None else f"rank {gone}"
-    error = RankFailed(
-        f"{who} is gone or hangs: {why}",
-        "Training goes on from the newest checkpoint with resume=auto; memory that is short is the usual cause.",
-    )
-    error.told = told
+    hangs = "timed out" in why.lower()
+    what = "did not answer within distributed.timeout: it hangs" if hangs else "is gone: its connection broke"
+    error = RankFailed(f"{who} {what}", "resume=auto goes on from the newest checkpoint.")
+    error.told = not speaks
     return error
 
 
@@ -203,4 +218,6 @@ def join() -> Ranks:
         multi_tenant=True,
     )
     prefix = f"tunekit/{attempt if os.environ.get('GROUP_WORLD_SIZE', '1') == '1' else 0}"
-    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), attempt, dist.PrefixStore(prefix, store))
+    store = dist.PrefixStore(prefix, store)
+    store.set(f"process/{rank}", f"{socket.gethostname()}/{os.getpid()}")
+    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), attempt, store)

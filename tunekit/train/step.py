@@ -42,7 +42,7 @@ def backward(
     idle: batches that do not count, in place of those that other ranks have more: all make as many passes
     """
     sizes = [[batch.weight, batch.num_tokens, len(batch.targets)] for batch in batches]
-    counts = torch.tensor(sizes, device=engine.device).reshape(-1, 3)
+    counts = torch.tensor(sizes, dtype=torch.int64, device=engine.device).reshape(-1, 3)
     weight, num_tokens, trained = engine.sum(counts.sum(0)).tolist()
     kl = estimate_kl(policy, batches, engine, idle=idle) if objective.needs_kl else 0.0
     loss_sum = torch.zeros((), device=engine.device)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import STEPS, recipe, result, same_weights, steps, tunekit, undisturbed, wait_for
+from cluster_runs import STEPS, recipe, result, same_weights, steps, tunekit, undisturbed, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
 
