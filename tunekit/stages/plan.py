@@ -184,7 +184,8 @@ def choose_batch(recipe: Recipe, base: Base, rows: Rows, device: Device) -> tupl
             return batch, effective // batch
         if batch % 2:
             raise MemoryExceeded(
-                f"train.per_device_train_batch_size: auto: {batch} rows take {need.peak / 2**30:.2f} GiB on {device.name}",
+                f"train.per_device_train_batch_size: auto: {batch} rows take {need.peak / 2**30:.2f} GiB, and "
+                f"{device.name} has {limit_of(device) / 2**30:.2f}",
                 "tunekit plan says what makes it fit.",
             )
         batch //= 2

@@ -103,7 +103,7 @@ def estimate(recipe: Recipe, base: Base, rows: Rows | None, device: str, count: 
     }
     always = parts["baseline"] + weights + parts["copies"]
     phases = {
-        "loading": always + _stored(base, setup),
+        "loading": always + (_stored(base, setup) if device == "cpu" else 0),
         "step": always + states + gradients + step.activations,
         "update": always + states + gradients + 2 * max(each.numel() * each.element_size() for each in trained),
         "evaluation": always + states + parts["evaluation"],

@@ -1,0 +1,163 @@
+"""Two processes train together, as a user starts them, on a tiny random model: to the end, and when one of them fails."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from preferences import write_recipe
+from safetensors.torch import load_file
+
+TWO = "distributed: {processes: 2, timeout: 8, max_restarts: 0}"
+# What the second process does to itself once there is a checkpoint, from inside its loss.
+OWN_LOSS = """
+import os, pathlib, resource, signal, time
+import torch.nn.functional as F
+
+def fails(pairs, *, beta):
+    folder = pathlib.Path(__file__).parent
+    if os.environ.get("RANK") == "1" and (folder / "out/checkpoints/step-2").exists():
+        how, when = (folder / "how").read_text(), folder / "when"
+        if not when.exists():
+            when.write_text(str(time.time()))
+            if how == "raise":
+                raise ValueError("no loss today")
+            if how == "exit":
+                os._exit(0)
+            if how == "full":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+            else:
+                os.kill(os.getpid(), getattr(signal, how))
+    return F.softplus(-beta * pairs.margin)
+"""
+
+
+def tunekit(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), "tunekit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "result.json").read_text())
+
+
+def losses_of(folder: Path, out: str = "out") -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def failing(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    (folder / "own.py").write_text(OWN_LOSS)
+    (folder / "how").write_text(how)
+    recipe = write_recipe(folder, "dpo", objective=f"{{loss: ['{folder}/own.py:fails']}}")
+    recipe.write_text(f"{recipe.read_text()}{TWO}\n")
+    return tunekit("dpo", recipe, "--allow-code", "train.max_steps=12", "save.steps=2", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "told"),
+    [
+        ("SIGKILL", 6, "rank 1 was killed by SIGKILL"),
+        ("SIGSTOP", 6, "rank 1 did not answer within distributed.timeout"),
+        ("SIGTERM", 75, "SIGTERM: step 3 was finished and saved"),
+        ("raise", 1, "ValueError: no loss today"),
+        ("exit", 6, "rank 1 is gone"),
+    ],
+)
+def test_what_ends_one_process_ends_both(tmp_path: Path, how: str, code: int, told: str) -> None:
+    process = failing(tmp_path, how)
+    gone = time.time() - float((tmp_path / "when").read_text())
+    assert process.returncode == code, process.stderr
+    assert process.stderr.count(told) == 1, process.stderr
+    assert gone < 20, "seconds until all are gone"
+    assert result_of(tmp_path)["exit_code"] == code
+    goes_on = tunekit("dpo", tmp_path / "out" / "recipe.yaml", "resume=auto", "--allow-code")
+    assert goes_on.returncode == 0, goes_on.stderr
+    assert sorted(losses_of(tmp_path)) == list(range(1, 13))
+
+
+def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path: Path) -> None:
+    process = failing(
+        tmp_path, "full", "adapter=none", "distributed.strategy=fsdp2", "save.steps=3", "train.max_steps=3"
+    )
+    assert process.returncode == 4, process.stderr
+
+
+def test_a_process_that_was_killed_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
+    for folder in (tmp_path / "killed", tmp_path / "whole"):
+        process = failing(folder, "SIGKILL", "distributed.max_restarts=1") if folder.name == "killed" else failing(
+            folder, "SIGCONT", "distributed.max_restarts=1"
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+    adapters = [load_file(tmp_path / name / "out/model/adapter_model.safetensors") for name in ("killed", "whole")]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(bool((adapters[0][name] == adapters[1][name]).all()) for name in adapters[0])
+    assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_a_run_goes_on_with_more_and_with_fewer_processes(tmp_path: Path, adapter: str) -> None:
+    recipe = write_recipe(tmp_path, "sft", adapter=adapter)
+    settings = ["train.per_device_train_batch_size=1", "train.num_train_epochs=1.5", "train.lr_scheduler_type=constant"]
+    alone = [*settings, "train.gradient_accumulation_steps=2"]
+    assert tunekit("sft", recipe, *alone, f"output_dir={tmp_path / 'alone'}").returncode == 0
+    two = ["distributed.processes=2", "distributed.strategy=fsdp2"]
+    for overrides in ([*two, "train.max_steps=3"], ["train.max_steps=6", *alone], [*two, "train.max_steps=12"]):
+        process = tunekit("sft", recipe, *settings, *overrides, "resume=auto")
+        assert process.returncode == 0, process.stderr
+    assert "was written by 1 process, and 2 go on" in process.stderr
+    expected = losses_of(tmp_path, "alone")
+    assert losses_of(tmp_path) == pytest.approx({step: expected[step] for step in range(1, 13)}, rel=1e-5)
+    weights = "adapter_model.safetensors" if adapter == "lora" else "model.safetensors"
+    ours, theirs = (load_file(tmp_path / name / "model" / weights) for name in ("out", "alone"))
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_roll_out_what_one_does(tmp_path: Path, stage: str, strategy: str) -> None:
+    recipe = write_recipe(tmp_path, stage)
+    alone = tunekit(stage, recipe, f"output_dir={tmp_path / 'alone'}")
+    process = tunekit(stage, recipe, "distributed.processes=2", f"distributed.strategy={strategy}")
+    assert (alone.returncode, process.returncode) == (0, 0), process.stderr
+    assert losses_of(tmp_path) == pytest.approx(losses_of(tmp_path, "alone"), rel=1e-4, abs=1e-5)
+
+
+def test_processes_of_another_launcher_are_used(tmp_path: Path) -> None:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    recipe = write_recipe(tmp_path, "sft")
+    process = tunekit("sft", recipe, launcher=launcher)
+    assert process.returncode == 0, process.stderr
+    assert "2 processes, ddp" in process.stderr and process.stdout.count("done: ") == 1
+    process = tunekit("sft", recipe, "distributed.processes=3", f"output_dir={tmp_path / 'b'}", launcher=launcher)
+    assert "3 processes on 1 machines are asked for, and this is one of 2" in process.stderr
+    assert "exitcode  : 6" in process.stderr
+
+
+def test_an_agent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "sft")
+    command = [sys.executable, "-m", "tunekit", "sft", str(recipe), "train.max_steps=5000", "distributed.processes=2"]
+    agent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = _children(agent.pid)
+    assert len(workers) >= 2
+    agent.kill()
+    deadline = time.monotonic() + 20
+    while any(map(_is_there, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_is_there, workers))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _is_there(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
