@@ -1,11 +1,11 @@
 """What `tunekit plan` says of memory beside what a run takes: each recipe planned, and run, in processes of their own.
 
-    python tests/bench/plan_memory.py [NAME ...] [--as-is]
+    python tests/bench/plan_memory.py [NAME ...]
 
-The measured figure is the peak resident memory of the process that trains (VmHWM), two optimizer steps with
-evaluation, checkpoint and artefact; in the second ratio what it held before it read its rows (interpreter, libraries)
-is taken from both. With `--as-is` the C library keeps its own bound for giving memory back. Models are
-smollm2-135m-instruct and a random one of 85 million weights.
+Each recipe is planned and then run in one fresh process. The measured figure is the peak resident memory of that
+process (VmHWM): two optimizer steps with evaluation, checkpoint and artefact. In the second ratio what it held before
+(interpreter, libraries, rows) is taken from both. Models are smollm2-135m-instruct and a random one of 85 million
+weights.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "examples" / "data"
@@ -44,35 +45,31 @@ RECIPES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}")
-    parser.add_argument("--as-is", action="store_true")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(*arguments.child)
+        child(arguments.child)
         return
     print(
         f"{'recipe':15} {'predicted':>9} {'measured':>9} {'ratio':>6} {'beside the baseline':>19} {'ratio':>6}  peak in"
     )
     with tempfile.TemporaryDirectory() as scratch:
         for name in arguments.names or RECIPES:
-            print(compared(name, Path(scratch), as_is=arguments.as_is), flush=True)
+            print(compared(name, Path(scratch)), flush=True)
 
 
-def compared(name: str, scratch: Path, *, as_is: bool = False) -> str:
-    recipe = write(name, scratch)
-    predicted = in_its_own_process("plan", recipe)
-    measured = in_its_own_process("as-is" if as_is else "run", recipe)
-    ours, theirs = predicted["peak"], measured["peak"]
-    above = ours - measured["baseline"], theirs - measured["baseline"]
-    mib = [value / 2**20 for value in (ours, theirs, *above)]
+def compared(name: str, scratch: Path) -> str:
+    found = in_its_own_process(write(name, scratch))
+    ours, theirs = found["predicted"], found["measured"]
+    mib = [value / 2**20 for value in (ours, theirs, ours - found["baseline"], theirs - found["baseline"])]
     return (
         f"{name:15} {mib[0]:9.0f} {mib[1]:9.0f} {mib[0] / mib[1]:6.2f} "
-        f"{mib[2]:9.0f}/{mib[3]:<9.0f} {mib[2] / mib[3]:6.2f}  {predicted['phase']}"
+        f"{mib[2]:9.0f}/{mib[3]:<9.0f} {mib[2] / mib[3]:6.2f}  {found['phase']}"
     )
 
 
-def in_its_own_process(what: str, recipe: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--child", what, str(recipe)]
+def in_its_own_process(recipe: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", str(recipe)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
@@ -80,7 +77,7 @@ def in_its_own_process(what: str, recipe: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(what: str, file: str) -> None:
+def child(file: str) -> None:
     from importlib import import_module
 
     from tunekit.models import memory
@@ -88,17 +85,13 @@ def child(what: str, file: str) -> None:
     from tunekit.stages import plan
 
     resolved = load(file)
-    if what == "plan":
-        report = plan.run(resolved, gpu="cpu")["memory"]
-        print(json.dumps({"peak": report["peak"], "baseline": report["baseline"], "phase": report["peak_phase"]}))
-        return
-    if what == "run":
-        assert memory.give_back_what_goes()
+    predicted = plan.run(resolved, lambda more: load(file, more), gpu="cpu")["memory"]
     stage = import_module(f"tunekit.stages.{resolved.recipe.stage}")
     baseline = memory.resident()
     stage.run(resolved)
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    print(json.dumps({"peak": int(status["VmHWM"].split()[0]) * 1024, "baseline": baseline}))
+    found = {"measured": int(status["VmHWM"].split()[0]) * 1024, "baseline": baseline}
+    print(json.dumps(found | {"predicted": predicted["peak"], "phase": predicted["peak_phase"]} | predicted))
 
 
 def write(name: str, scratch: Path) -> Path:

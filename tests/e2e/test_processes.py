@@ -1,4 +1,4 @@
-"""Two processes train together, as a user starts them, on a tiny random model: to the end, and when one of them fails."""
+"""Two processes train together, as a user starts them, on a tiny random model: to the end, and when one fails."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 def fails(pairs, *, beta):
     folder = pathlib.Path(__file__).parent
-    if os.environ.get("RANK") == "1" and (folder / "out/checkpoints/step-2").exists():
+    if os.environ.get("RANK", "1") == "1" and (folder / "out/checkpoints/step-2").exists():
         how, when = (folder / "how").read_text(), folder / "when"
         if not when.exists():
             when.write_text(str(time.time()))
@@ -50,6 +50,7 @@ def losses_of(folder: Path, out: str = "out") -> dict[int, float]:
 
 
 def failing(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
     (folder / "own.py").write_text(OWN_LOSS)
     (folder / "how").write_text(how)
     recipe = write_recipe(folder, "dpo", objective=f"{{loss: ['{folder}/own.py:fails']}}")
@@ -64,7 +65,7 @@ def failing(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProc
         ("SIGSTOP", 6, "rank 1 did not answer within distributed.timeout"),
         ("SIGTERM", 75, "SIGTERM: step 3 was finished and saved"),
         ("raise", 1, "ValueError: no loss today"),
-        ("exit", 6, "rank 1 is gone"),
+        pytest.param("exit", 6, "rank 1 is gone", marks=pytest.mark.cluster),
     ],
 )
 def test_what_ends_one_process_ends_both(tmp_path: Path, how: str, code: int, told: str) -> None:
@@ -74,23 +75,18 @@ def test_what_ends_one_process_ends_both(tmp_path: Path, how: str, code: int, to
     assert process.stderr.count(told) == 1, process.stderr
     assert gone < 20, "seconds until all are gone"
     assert result_of(tmp_path)["exit_code"] == code
-    goes_on = tunekit("dpo", tmp_path / "out" / "recipe.yaml", "resume=auto", "--allow-code")
-    assert goes_on.returncode == 0, goes_on.stderr
-    assert sorted(losses_of(tmp_path)) == list(range(1, 13))
 
 
+@pytest.mark.cluster
 def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path: Path) -> None:
-    process = failing(
-        tmp_path, "full", "adapter=none", "distributed.strategy=fsdp2", "save.steps=3", "train.max_steps=3"
-    )
+    process = failing(tmp_path, "full", "adapter=none", "distributed.strategy=fsdp2", "train.max_steps=4")
     assert process.returncode == 4, process.stderr
+    assert (tmp_path / "out/checkpoints/step-2").is_dir() and not list(tmp_path.glob("out/checkpoints/.tmp-*"))
 
 
 def test_a_process_that_was_killed_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
-    for folder in (tmp_path / "killed", tmp_path / "whole"):
-        process = failing(folder, "SIGKILL", "distributed.max_restarts=1") if folder.name == "killed" else failing(
-            folder, "SIGCONT", "distributed.max_restarts=1"
-        )  # fmt: skip
+    for name, how in (("killed", "SIGKILL"), ("whole", "SIGCONT")):  # which does nothing to a process that runs
+        process = failing(tmp_path / name, how, "distributed.max_restarts=1")
         assert process.returncode == 0, process.stderr
     adapters = [load_file(tmp_path / name / "out/model/adapter_model.safetensors") for name in ("killed", "whole")]
     assert adapters[0].keys() == adapters[1].keys()
@@ -98,27 +94,35 @@ def test_a_process_that_was_killed_is_started_again_and_nothing_is_lost(tmp_path
     assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_a_run_goes_on_with_more_and_with_fewer_processes(tmp_path: Path, adapter: str) -> None:
-    recipe = write_recipe(tmp_path, "sft", adapter=adapter)
-    settings = ["train.per_device_train_batch_size=1", "train.num_train_epochs=1.5", "train.lr_scheduler_type=constant"]
-    alone = [*settings, "train.gradient_accumulation_steps=2"]
-    assert tunekit("sft", recipe, *alone, f"output_dir={tmp_path / 'alone'}").returncode == 0
-    two = ["distributed.processes=2", "distributed.strategy=fsdp2"]
-    for overrides in ([*two, "train.max_steps=3"], ["train.max_steps=6", *alone], [*two, "train.max_steps=12"]):
-        process = tunekit("sft", recipe, *settings, *overrides, "resume=auto")
-        assert process.returncode == 0, process.stderr
-    assert "was written by 1 process, and 2 go on" in process.stderr
-    expected = losses_of(tmp_path, "alone")
-    assert losses_of(tmp_path) == pytest.approx({step: expected[step] for step in range(1, 13)}, rel=1e-5)
-    weights = "adapter_model.safetensors" if adapter == "lora" else "model.safetensors"
-    ours, theirs = (load_file(tmp_path / name / "model" / weights) for name in ("out", "alone"))
+@pytest.mark.parametrize("adapter", [pytest.param("lora", marks=pytest.mark.cluster), "none"])
+@pytest.mark.parametrize("begins_with", [1, pytest.param(2, marks=pytest.mark.cluster)])
+def test_a_run_goes_on_with_more_and_with_fewer_processes(tmp_path: Path, adapter: str, begins_with: int) -> None:
+    counts = {1: ["train.gradient_accumulation_steps=2", "distributed.processes=1"], 2: ["distributed.strategy=fsdp2"]}
+    settings = [f"adapter={adapter}", "train.max_steps=6", "train.per_device_train_batch_size=1", "save.steps=2"]
+    whole = failing(tmp_path / "whole", "SIGCONT", *settings, *counts[1])
+    assert whole.returncode == 0, whole.stderr
+    stopped = failing(tmp_path, "SIGTERM", *settings, *counts[begins_with])
+    assert stopped.returncode == 75, stopped.stderr
+    recipe = tmp_path / "dpo.yaml"
+    process = tunekit("dpo", recipe, "--allow-code", *settings, *counts[3 - begins_with], "resume=auto")
+    assert process.returncode == 0, process.stderr
+    assert f"was written by {begins_with} process" in process.stderr
+    assert losses_of(tmp_path) == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-5)
+    weights = "model/adapter_model.safetensors" if adapter == "lora" else "model/model.safetensors"
+    ours, theirs = (load_file(folder / "out" / weights) for folder in (tmp_path, tmp_path / "whole"))
     assert ours.keys() == theirs.keys()
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("stage", "strategy"),
+    [
+        ("grpo", "ddp"),
+        ("ppo", "fsdp2"),
+        pytest.param("rloo", "ddp", marks=pytest.mark.cluster),
+        pytest.param("grpo", "fsdp2", marks=pytest.mark.cluster),
+    ],
+)
 def test_two_processes_roll_out_what_one_does(tmp_path: Path, stage: str, strategy: str) -> None:
     recipe = write_recipe(tmp_path, stage)
     alone = tunekit(stage, recipe, f"output_dir={tmp_path / 'alone'}")
@@ -138,6 +142,7 @@ def test_processes_of_another_launcher_are_used(tmp_path: Path) -> None:
     assert "exitcode  : 6" in process.stderr
 
 
+@pytest.mark.cluster
 def test_an_agent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "sft")
     command = [sys.executable, "-m", "tunekit", "sft", str(recipe), "train.max_steps=5000", "distributed.processes=2"]

@@ -1,6 +1,7 @@
 """`tunekit plan`: what it counts is what a run has, and what it advises fits by the same count."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ from tunekit.models.devices import DEVICES, Device, cost, read_prices
 from tunekit.models.load import load_config, locate
 from tunekit.models.memory import Setup, state_bytes, traced
 from tunekit.models.meter import Meter
-from tunekit.recipe.load import load
-from tunekit.stages import plan
+from tunekit.recipe.load import Resolved, load, load_text
+from tunekit.recipe.show import dump
+from tunekit.stages import batch_size, plan
 from tunekit.stages.base import find_base
 from tunekit.stages.plan_need import estimate
 from tunekit.stages.read import read_rows
+from tunekit.stages.rows import Rows
 
 LORA = {"r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear"}
 
 
 def rows(count: int, length: int) -> list[Tokens]:
     return [Tokens(np.zeros(length, np.int32), np.arange(length) > 8, "") for _ in range(count)]
+
+
+def planned(recipe: Path, gpu: str, *settings: str) -> dict[str, Any]:
+    return plan.run(load(recipe, settings), lambda more: load(recipe, [*settings, *more]), gpu=gpu)
 
 
 @pytest.fixture
@@ -100,19 +107,41 @@ def test_the_command_prints_parts_that_fit_or_exits_with_5(recipe: Path) -> None
 
 
 def test_what_does_not_fit_is_exit_5_and_the_change_fits(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolved = load(recipe)
-    peak = plan.run(resolved, gpu="t4")["memory"]["peak"]
+    peak = planned(recipe, "t4")["memory"]["peak"]
     monkeypatch.setitem(DEVICES, "t4", Device("t4", peak - 1000, 1e12, 70))
-    report = plan.run(resolved, gpu="t4")
+    report = planned(recipe, "t4")
     assert report["exit_code"] == 5 and report["change"]["peak"] < peak
-    changed = load(recipe, [f"{key}={value}" for key, value in report["change"]["set"].items()])
-    assert plan.run(changed, gpu="t4")["exit_code"] == 0, "as a user would set it"
-    assert changed.recipe.train.per_device_train_batch_size * changed.recipe.train.gradient_accumulation_steps == 8
+    settings = [f"{key}={value}" for key, value in report["change"]["set"].items()]
+    assert planned(recipe, "t4", *settings)["exit_code"] == 0, "as a user would set it"
+    changed = load(recipe, settings).recipe
+    assert changed.train.per_device_train_batch_size * changed.train.gradient_accumulation_steps == 8
+
+
+@pytest.mark.parametrize("settings", [("freeze.layers=[0]",), ("stage=grpo", "rewards=number_match")])
+def test_advice_is_what_the_rules_of_a_recipe_take(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    if "stage=grpo" in settings:
+        rows = recipe.parent / "rows.jsonl"
+        rows.write_text('{"prompt": "1 + 1", "answer": "2"}\n' * 40)
+    held = planned(recipe, "t4", *settings)["memory"]
+    little = held["baseline"] + held["weights"] // 2  # nothing makes that fit: all changes are tried
+    monkeypatch.setitem(DEVICES, "t4", Device("t4", little, 1e12, 70))
+    tried = []
+
+    def reload(more: Sequence[str]) -> Resolved:
+        found = load(recipe, [*settings, *more])
+        tried.append(more)
+        return found
+
+    report = plan.run(load(recipe, settings), reload, gpu="t4")
+    assert report["change"] is None and tried
+    assert not any("adapter.type" in text for more in tried for text in more if "freeze.layers=[0]" in settings)
 
 
 def test_an_unknown_device_names_the_known_ones(recipe: Path) -> None:
     with pytest.raises(RecipeError, match="h100-80g"):
-        plan.run(load(recipe), gpu="h1000")
+        planned(recipe, "h1000")
 
 
 @pytest.mark.parametrize("text", ["{", "devices: 3", "devices: {t4: {price_per_hour: much}}"])
@@ -129,16 +158,68 @@ def test_hours_price_and_energy_are_a_hand_count() -> None:
 
 
 def test_a_chosen_batch_fits_and_keeps_the_rows_of_a_step(recipe: Path) -> None:
-    resolved = load(recipe, ["train.global_batch_size=16", "train.per_device_train_batch_size=16"]).recipe
+    resolved = load(recipe, ["train.global_batch_size=12", f"{batch_size.KEY}=auto"]).recipe
     base = find_base(resolved)
     read = read_rows(resolved, base)
-    most = estimate(resolved, base, read, "t4").peak
-    room = Device("t4", most, 1e12, 70)
-    assert plan.choose_batch(resolved, base, read, room) == (16, 1)
-    batch, micro = plan.choose_batch(resolved, base, read, Device("t4", most - 1000, 1e12, 70))
-    assert batch < 16 and batch * micro == 16
-    with pytest.raises(MemoryExceeded, match="auto"):
-        plan.choose_batch(resolved, base, read, Device("t4", 1000, 1e12, 70))
+    needs = {size: estimate(batch_size.with_batch(resolved, size), base, read, "t4").peak for size in (12, 6, 4, 3)}
+    for size, need in needs.items():
+        assert batch_size.choose_batch(resolved, base, read, "t4", need) == size
+    settled = batch_size.with_batch(resolved, 3).train
+    assert (settled.batch_size, settled.gradient_accumulation_steps, settled.global_batch_size) == (3, 4, 12)
+    with pytest.raises(MemoryExceeded, match="auto: 1 row"):
+        batch_size.choose_batch(resolved, base, read, "t4", 1000)
+
+
+def test_a_resumed_run_keeps_the_batch_of_its_checkpoint(recipe: Path) -> None:
+    def read() -> Rows:
+        raise AssertionError("rows are read for nothing")
+
+    resolved = load(recipe, [f"{batch_size.KEY}=auto"]).recipe
+    assert batch_size.settled(resolved, find_base(resolved), read, "cpu", 1, 1, kept=2) == 2
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_one_does() -> None:
+    tried = []
+
+    def attempt(size: int) -> None:
+        tried.append(size)
+        if size > 2:
+            raise MemoryExceeded("the longest batch does not fit")
+
+    assert batch_size.halved_until_it_fits(attempt, 16, 16) == 2 and tried == [16, 8, 4, 2]
+    with pytest.raises(MemoryExceeded):
+        batch_size.halved_until_it_fits(lambda size: attempt(size + 2), 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ((), (1, 8, 8)),
+        (("distributed.processes=3",), (1, 9, 3)),
+        (("train.global_batch_size=32",), (1, 32, 32)),
+    ],
+)
+def test_auto_has_eight_rows_in_a_step_and_loads_again(
+    recipe: Path, settings: tuple[str, ...], words: tuple[int, int, int]
+) -> None:
+    train = load(recipe, [f"{batch_size.KEY}=auto", *settings]).recipe
+    found = train.train
+    assert (found.batch_size, found.global_batch_size, found.gradient_accumulation_steps) == words
+    assert found.per_device_train_batch_size == "auto"
+    assert load_text(dump(train), "dump").recipe == train
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("train.gradient_accumulation_steps=4",), "give global_batch_size"),
+        (("train.global_batch_size=9", "distributed.processes=2"), "9 is not a multiple"),
+        (("stage=dpo", "objective.loss=aot"), "does not go with loss aot"),
+    ],
+)
+def test_what_does_not_go_with_auto_is_told(recipe: Path, settings: tuple[str, ...], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load(recipe, [f"{batch_size.KEY}=auto", *settings])
 
 
 def test_own_runs_give_back_the_law_that_made_them(tmp_path: Path) -> None:
@@ -172,3 +253,21 @@ def test_repeated_tokens_are_worth_less_the_more_there_are() -> None:
     worth = [scaling.effective_tokens(1.0, epochs) for epochs in (1, 2, 5, 1e6)]
     assert worth[0] == 1 and 1.96 < worth[1] < 2 and worth[3] == pytest.approx(1 + 15.387756)
     assert scaling.HOFFMANN.loss(70e9, 1.4e12) == pytest.approx(1.94, abs=0.01), "Chinchilla, by a hand count"
+
+
+def test_laws_of_pre_training_say_nothing_of_what_they_were_not_fitted_on() -> None:
+    assert not scaling.beyond_the_laws(1e9, 2e10)
+    assert "tokens" in scaling.beyond_the_laws(1e9, 45_000) and "weights" in scaling.beyond_the_laws(1e6, 2e10)
+
+
+def test_divided_weights_are_held_in_parts_and_gathered_a_layer_at_a_time(recipe: Path) -> None:
+    model = memory.build(Setup(load_config(locate("tiny-random/llama")), torch.float32))
+    layers = [sum(4 * each.numel() for each in layer.parameters()) for layer in model.model.layers]
+    rest = sum(4 * each.numel() for each in model.parameters()) - sum(layers)
+    assert memory.gathered_bytes(model, len(layers)) == rest + 2 * max(layers)
+    alone = planned(recipe, "t4")["memory"]
+    resolved = load(recipe, ["distributed.strategy=fsdp2"])
+    divided = plan.run(resolved, lambda more: resolved, gpu="t4", gpus=4)["memory"]
+    for part in ("weights", "gradients", "optimizer"):
+        assert divided[part] == alone[part] // 4
+    assert divided["phases"]["artefact"] >= divided["baseline"] + alone["weights"] + divided["weights"]

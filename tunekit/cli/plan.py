@@ -1,8 +1,9 @@
 """The verb that says what a run will need."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,9 @@ from tunekit.cli.common import (
     quiet_libraries,
 )
 from tunekit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from tunekit.recipe.load import Resolved
 
 Gpu = Annotated[str | None, typer.Option(metavar="NAME", help="h100-80g, h200, a100-80g, rtx4090, t4, cpu, ...")]
 Gpus = Annotated[int | None, typer.Option(min=1, help="How many of them.")]
@@ -66,7 +70,10 @@ def plan(
         logging.getLogger("tunekit").setLevel(logging.WARNING)
         from tunekit.stages import plan as stage
 
-        report = stage.run(resolved, gpu=gpu, gpus=gpus, prices=prices, with_scaling=with_scaling)
+        def reload(more: Sequence[str]) -> "Resolved":
+            return load_recipe(recipe, overrides, [*(settings or ()), *more])
+
+        report = stage.run(resolved, reload, gpu=gpu, gpus=gpus, prices=prices, with_scaling=with_scaling)
         print_result(report, _text(report), as_json)
         if report["exit_code"]:
             raise typer.Exit(report["exit_code"])
@@ -77,8 +84,11 @@ def _text(report: dict[str, Any]) -> str:
     used, found = report["memory"], report["parameters"]
     device, compute = report["device"], report["compute"]
     lines = [f"parameters   {found['all']:,}, trained {found['trained']:,}, frozen {found['frozen']:,}"]
-    names = ("baseline", "weights", "gradients", "optimizer", "activations", "logits", "copies", "cache", "evaluation")
-    lines += [f"{name:<12} {_size(used[name])}" for name in names if used[name] or name in names[:5]]
+    names = ("baseline", "weights", "gradients", "optimizer", "activations", "logits")
+    names += ("gathered", "copies", "cache", "evaluation")
+    if report["batch"]["chosen"]:
+        lines.append(f"batch        {report['batch']['rows']} rows, chosen (train.per_device_train_batch_size: auto)")
+    lines += [f"{name:<12} {_size(used[name])}" for name in names if used[name]]
     lines.append(
         f"peak         {_size(used['peak'])} in {used['peak_phase']} of {_size(device['memory'])} on {device['name']}"
     )
@@ -114,10 +124,12 @@ def _size(num_bytes: int) -> str:
 
 
 def _scaling(found: dict[str, Any]) -> list[str]:
+    if "refused" in found:
+        return [f"scaling      nothing to say: {found['refused']}"]
     lines = [
         f"scaling      {found['weights']:,} weights, {found['tokens']:,} tokens, {found['epochs']:g} passes; these are "
         "laws of training from scratch:",
-        "             for fine-tuning they say which way is steeper, and of fewer than 100 million tokens nothing more",
+        "             for fine-tuning they say which way is steeper",
     ]
     for source, losses in found.items():
         if isinstance(losses, dict):

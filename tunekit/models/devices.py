@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from tunekit.errors import RecipeError
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 PRICES = Path(__file__).with_name("prices.yaml")
 # Of the peak; an assumption, as it depends on width, length and kernels: dense models in bf16 mostly reach 0.3 to 0.5.
 UTILISATION = 0.35
@@ -23,7 +23,8 @@ PRODUCT = 1024  # side of the matrices by which this processor is measured
 class Device:
     """memory: bytes;  flops: of dense matrix products in a second, in 16 bits with sums in 32;  watts: at most
 
-    Of GPUs as their vendors state them.
+    Of GPUs: memory as their driver reports it, or, of h200 and rtx3090, as it is sold (an assumption); speed and power
+    as their vendor states them for the SXM kind where there is one.
     """
 
     name: str
@@ -37,14 +38,14 @@ class Device:
 DEVICES = {
     each.name: each
     for each in (
-        Device("h100-80g", 80 * GIB, 989e12, 700),
+        Device("h100-80g", 81559 * MIB, 989e12, 700),
         Device("h200", 141 * 10**9, 989e12, 700),
         Device("a100-80g", 80 * GIB, 312e12, 400),
         Device("a100-40g", 40 * GIB, 312e12, 400),
-        Device("l40s", 48 * GIB, 362e12, 350),
-        Device("rtx4090", 24 * GIB, 165e12, 450),
+        Device("l40s", 46068 * MIB, 362e12, 350),
+        Device("rtx4090", 24564 * MIB, 165e12, 450),
         Device("rtx3090", 24 * GIB, 71e12, 350),
-        Device("t4", 16 * GIB, 8.1e12, 70),  # in fp32: it has no bf16
+        Device("t4", 15360 * MIB, 8.1e12, 70),  # in fp32: it has no bf16
     )
 }
 

@@ -6,7 +6,7 @@ The step itself is run on tensors without data (see models/meter.py); what lies 
 import copy
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,33 @@ def weight_bytes(model: nn.Module, quantization: str = "none") -> int:
             for each in model.parameters()
         )
     )
+
+
+def largest_product(model: nn.Module) -> int:
+    """Weights of the largest linear layer, which a quantised base dequantises for its product."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return max(
+        (
+            module.weight.numel()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
+        ),
+        default=0,
+    )
+
+
+def gathered_bytes(model: nn.Module, layers: int) -> int:
+    """What of divided weights a process has whole in a step: all outside its `layers`, two layers of those.
+
+    The second is fetched while the first one is at work.
+    """
+    stacks = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == layers]
+    each = [_bytes_of(layer.parameters()) for stack in stacks for layer in stack]
+    return _bytes_of(model.parameters()) - sum(each) + 2 * max(each, default=0)
+
+
+def _bytes_of(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(each.numel() * each.element_size() for each in parameters)
 
 
 def state_bytes(optim: str, parameters: Sequence[nn.Parameter]) -> int:

@@ -34,6 +34,8 @@ BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658, "Besiroglu et al. 2024,
 # Passes over the same tokens after which more of them are worth 1 / e of new ones (Muennighoff et al. 2023,
 # arXiv:2305.16264, R*_D of appendix A).
 REPETITIONS = 15.387756
+# What the laws were fitted on: weights and tokens in all (Hoffmann et al. 2022, abstract).
+WEIGHTS, TOKENS = (70e6, 16e9), (5e9, 500e9)
 LEAST_RUNS, DRAWS, SPAN = 4, 500, 3.0  # of a fit: points, bootstrap samples, largest over smallest size
 
 
@@ -41,6 +43,14 @@ def effective_tokens(unique: float, epochs: float) -> float:
     """What `epochs` passes over `unique` tokens are worth in tokens seen once."""
     repeats = max(0.0, epochs - 1)
     return unique * (min(1.0, epochs) + REPETITIONS * (1 - float(np.exp(-repeats / REPETITIONS))))
+
+
+def beyond_the_laws(weights: float, tokens: float) -> str:
+    """Why the laws say nothing of so many weights, or of so many tokens in all passes together; '' where they do."""
+    for name, value, (least, most) in (("weights", weights, WEIGHTS), ("tokens", tokens, TOKENS)):
+        if not least <= value <= most:
+            return f"{value:,.0f} {name}: the laws were fitted on {least:,.0f} to {most:,.0f}"
+    return ""
 
 
 def compare_uses(weights: float, unique: float, epochs: float, law: Law = BESIROGLU) -> dict[str, float]:

@@ -10,6 +10,7 @@ from tunekit.recipe.schema import Recipe
 
 LOWER_IS_BETTER = ("loss", "perplexity")
 WARMUP_RATIO = 0.03
+AUTO_ROWS = 8  # of a step whose micro-batches are found at the start, or the next multiple of the processes
 LEARNING_RATE = {
     "sft": {"lora": 2e-4, "none": 2e-5},
     "dpo": {"lora": 5e-5, "none": 1e-6},
@@ -33,9 +34,12 @@ def derive(recipe: Recipe) -> tuple[Recipe, frozenset[str]]:
         updates["train"]["num_train_epochs"] = 3.0 if stage == "sft" else 1.0
     if train.warmup_steps is None and train.warmup_ratio is None:
         updates["train"]["warmup_ratio"] = WARMUP_RATIO
+    rows = train.global_batch_size
+    if train.per_device_train_batch_size == "auto" and rows is None and stage not in ONLINE:
+        rows = updates["train"]["global_batch_size"] = AUTO_ROWS + -AUTO_ROWS % known_processes(recipe.distributed)
     if train.gradient_accumulation_steps is None:
-        together = train.per_device_train_batch_size * known_processes(recipe.distributed)
-        updates["train"]["gradient_accumulation_steps"] = (train.global_batch_size or together) // together or 1
+        together = train.batch_size * known_processes(recipe.distributed)
+        updates["train"]["gradient_accumulation_steps"] = (rows or together) // together or 1
     if recipe.distributed.strategy is None:
         alone = recipe.distributed.processes in (None, 1) and recipe.distributed.nodes == 1
         updates["distributed"] = {"strategy": "none" if alone else "ddp"}

@@ -71,8 +71,12 @@ def _adapter(recipe: Recipe) -> Iterator[Conflict]:
 
 def _batch(recipe: Recipe) -> Iterator[Conflict]:
     train = recipe.train
-    rows, passes, each = train.global_batch_size, train.gradient_accumulation_steps, train.per_device_train_batch_size
+    rows, passes, each = train.global_batch_size, train.gradient_accumulation_steps, train.batch_size
     if rows is None:
+        if train.per_device_train_batch_size == "auto" and passes not in (None, 1):
+            keys = ("train.gradient_accumulation_steps", "train.per_device_train_batch_size")
+            message = "does not go with per_device_train_batch_size: auto, from which it follows; give "
+            yield Conflict(keys[0], keys, message + "global_batch_size, the rows of a step, instead")
         return
     at = "train.global_batch_size"
     keys = (at, "train.per_device_train_batch_size", "distributed.processes", "distributed.nodes")

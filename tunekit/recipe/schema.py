@@ -107,14 +107,18 @@ class Train(Section):
     max_steps: Count | None = Field(
         default=None, description="Optimizer steps after which training ends, whatever the epochs say."
     )
-    per_device_train_batch_size: Count = Field(
-        default=8, description="Rows in one forward and backward pass on one device."
+    per_device_train_batch_size: Count | Literal["auto"] = Field(
+        default=8,
+        description="Rows in one forward and backward pass on one device; auto: as many as fit into memory, found at "
+        "the start, while a step keeps its rows.",
     )
     gradient_accumulation_steps: Derived[Count] = Field(
         default=LEFT_OUT, description="Passes added up for one optimizer step. Derived: from global_batch_size, else 1."
     )
     global_batch_size: Count | None = Field(
-        default=None, description="Rows in one optimizer step, instead of gradient_accumulation_steps."
+        default=None,
+        description="Rows in one optimizer step, instead of gradient_accumulation_steps. Derived "
+        "with per_device_train_batch_size: auto: 8.",
     )
     optim: Optimizer = Field(default="adamw_torch", description="Optimizer by transformers' name.")
     weight_decay: float = Field(default=0.0, ge=0, le=100, description="Decoupled weight decay.")
@@ -138,6 +142,12 @@ class Train(Section):
     logging_steps: Count = Field(
         default=10, description="Optimizer steps between two lines of a run that is no terminal."
     )
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch; of `auto`, before it is settled, the least."""
+        each = self.per_device_train_batch_size
+        return each if isinstance(each, int) else 1
 
 
 class Eval(Section):

@@ -99,8 +99,12 @@ def _values(recipe: Recipe, stage: str) -> Iterator[Conflict]:
         message = "must be above 0 with exo_pair, which takes its logarithm; set 0.001"
         yield Conflict(at, (at, "objective.loss"), message)
     passes = train.gradient_accumulation_steps or 1
-    rows = train.global_batch_size or train.per_device_train_batch_size
-    if "aot" in losses and (passes > 1 or rows > train.per_device_train_batch_size):
+    rows = train.global_batch_size or train.batch_size
+    if "aot" in losses and train.per_device_train_batch_size == "auto":
+        at = "train.per_device_train_batch_size"
+        message = "auto: does not go with loss aot, which compares all pairs of a step: they must be one batch; give "
+        yield Conflict(at, (at, "objective.loss"), message + "their number")
+    elif "aot" in losses and (passes > 1 or rows > train.batch_size):
         at = "train.global_batch_size" if passes == 1 else "train.gradient_accumulation_steps"
         keys = ("train.global_batch_size", "train.gradient_accumulation_steps", "train.per_device_train_batch_size")
         message = "does not go with loss aot, which compares all pairs of a step: they must be one batch; remove it, "

@@ -25,6 +25,7 @@ from tunekit.train.optim import make_optimizer, make_schedule
 from tunekit.train.ranks import Ranks
 from tunekit.train.report import MetricsFile
 from tunekit.train.saving import restore
+from tunekit.train.sharding import divide_again
 from tunekit.train.training import Evaluate, Schedule, Training
 
 log = logging.getLogger("tunekit")
@@ -112,6 +113,7 @@ def make_training(
     warmup = settings.warmup_steps
     if warmup is None:
         warmup = round((settings.warmup_ratio or 0) * num_steps)
+    divide_again(policy)
     parameters = adapters.trained_parameters(policy)
     optimizer = make_optimizer(
         settings.optim, parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay

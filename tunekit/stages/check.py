@@ -27,6 +27,7 @@ from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.assemble import make_training
 from tunekit.stages.base import Base, find_base
+from tunekit.stages.batch_size import MARGIN, choose_batch, is_auto, with_batch
 from tunekit.stages.plan import STAGES
 from tunekit.stages.plan_need import estimate
 from tunekit.stages.read import read_rows
@@ -50,7 +51,8 @@ class _Found:
     """What the parts have found so far; None where one has not come to it."""
 
     load: Callable[[], Resolved]
-    recipe: Recipe | None = None
+    asked: Recipe | None = None
+    recipe: Recipe | None = None  # with what was chosen for it
     base: Base | None = None
     rows: Rows | None = None
     allow_code: bool = False
@@ -101,7 +103,7 @@ def render(report: dict[str, Any]) -> str:
 
 def _recipe(found: _Found) -> str:
     recipe = found.load().recipe
-    found.recipe = recipe
+    found.recipe = found.asked = recipe
     check_folder(Path(recipe.output_dir), recipe.resume != "never")
     return f"{recipe.model.name_or_path} to {recipe.output_dir}"
 
@@ -149,12 +151,18 @@ def _data(found: _Found) -> str:
 
 def _memory(found: _Found) -> str:
     recipe, device = _need(found.recipe), default_device()
-    need = estimate(recipe, _need(found.base), found.rows, device.type)
     available = memory.available(device) + (memory.resident() if device.type == "cpu" else 0)
+    base = _need(found.base)
+    if is_auto(recipe):
+        batch = choose_batch(recipe, base, _need(found.rows), device.type, int(MARGIN * available))
+        found.recipe = recipe = with_batch(recipe, batch)
+    need = estimate(recipe, base, found.rows, device.type)
     said = (
         f"{need.trained:,} of {need.parameters:,} weights trained; at most {_size(need.peak)} ({need.phase}) of "
         f"{_size(available)} on {device}"
     )
+    if is_auto(_need(found.asked)):
+        said += f"; micro-batches of {recipe.train.batch_size} rows, chosen"
     if need.peak > available:
         more = "tunekit plan says what else makes it fit."
         raise MemoryExceeded(said, f"Set adapter: lora; {more}" if need.trained == need.parameters else more)

@@ -79,37 +79,47 @@ def estimate(recipe: Recipe, base: Base, rows: Rows | None, device: str, count: 
     setup, held = setup_of(recipe, base, device), memory.resident() if device == "cpu" else CONTEXT
     model = memory.build(setup)
     trained = [each for each in model.parameters() if each.requires_grad]
-    weights = memory.weight_bytes(model, setup.quantization)
+    whole = weights = memory.weight_bytes(model, setup.quantization)
     states = memory.state_bytes(setup.optim, trained)
     step = Step(4 * sum(each.numel() for each in trained), 0, 0, 0)
     if rows is not None:
         passes = 2 if micro_batches_of(recipe, ALONE) > 1 else 1
-        step = memory.traced(setup, longest(recipe, rows, recipe.train.per_device_train_batch_size), passes=passes)
-    gradients = step.gradients
-    if recipe.distributed.strategy == "fsdp2":
-        weights //= count
-        states, gradients = (states, gradients) if setup.lora else (states // count, gradients // count)
+        step = memory.traced(setup, longest(recipe, rows, recipe.train.batch_size), passes=passes)
+    gradients, gathered = step.gradients, 0
+    if recipe.distributed.strategy == "fsdp2" and count > 1:
+        gathered = memory.gathered_bytes(model, setup.config.get_text_config().num_hidden_layers)
+        offloaded = recipe.distributed.cpu_offload and device != "cpu"
+        own = 4 * sum(each.numel() for each in trained) if setup.lora else 0  # is not divided
+        weights = own + (0 if offloaded else (weights - own) // count)
+        if not setup.lora:
+            states, gradients = (0, 0) if offloaded else (states // count, gradients // count)
+    dequantised = memory.largest_product(model) * setup.dtype.itemsize if setup.quantization != "none" else 0
     extra = KERNELS if device == "cpu" else 0
     parts = {
         "baseline": held + extra,
         "weights": weights,
         "gradients": gradients,
         "optimizer": states,
-        "activations": step.activations,
+        "activations": step.activations + dequantised,
+        "gathered": gathered,
         "logits": step.logits,
-        "copies": copies(recipe, setup, base, weights),
+        "copies": copies(recipe, setup, whole, whole // count if gathered else whole),
         "cache": 0 if rows is None else cache(recipe, setup, rows),
         "evaluation": 0 if rows is None else _look(recipe, setup, rows),
     }
-    always = parts["baseline"] + weights + parts["copies"]
+    always = parts["baseline"] + weights + parts["copies"] + gathered
     phases = {
         "loading": always + (_stored(base, setup) if device == "cpu" else 0),
-        "step": always + states + gradients + step.activations,
+        "step": always + states + gradients + parts["activations"],
         "update": always + states + gradients + 2 * max(each.numel() * each.element_size() for each in trained),
-        "evaluation": always + states + parts["evaluation"],
+        "evaluation": always + states + parts["evaluation"] + dequantised,
     }
     if parts["cache"]:
         phases["rollout"] = always + states + parts["cache"]
+    if gathered:  # for the artefact, and where answers are written, each process has all weights
+        phases["artefact"] = always - gathered + states + whole
+    if dequantised and rows is not None and rows.held_out_examples is not None:
+        phases["full base"] = parts["baseline"] + memory.weight_bytes(model) + parts["evaluation"]  # is measured before
     count_all = sum(each.numel() for each in model.parameters())
     return Need(count_all, sum(each.numel() for each in trained), parts, phases, step.flops, step.traced)
 
@@ -134,8 +144,11 @@ def _sampled(recipe: Recipe, rows: Rows, batch_size: int) -> list[Sampled]:
     return [Sampled(tokens, prompt, group, new) for group in range(batch_size)]
 
 
-def copies(recipe: Recipe, setup: Setup, base: Base, weights: int) -> int:
-    """Reference of full fine-tuning, value model and reward models; beside an adapter the base serves as reference."""
+def copies(recipe: Recipe, setup: Setup, weights: int, divided: int) -> int:
+    """Reference of full fine-tuning, value model and reward models; beside an adapter the base serves as reference.
+
+    weights: of the policy, which the reference copies whole;  divided: what of a value model each process has
+    """
     total = 0
     if recipe.stage in ONLINE:
         full = setup.lora is None
@@ -143,7 +156,7 @@ def copies(recipe: Recipe, setup: Setup, base: Base, weights: int) -> int:
         if full and (coefficient or recipe.objective.kl_target is not None):
             total += weights * setup.dtype.itemsize // 4
         if setup.value == "model":
-            total += weights
+            total += divided
         for each in recipe.rewards or ():
             if each.model and not (setup.lora and (Path(each.model) / "adapter").is_dir()):
                 total += _size_of(each.model, setup.dtype)

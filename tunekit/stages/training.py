@@ -80,7 +80,8 @@ def run(
     `datasets`: rows from Python, which the recipe names `memory:NAME`;  `allow_code`: a loss of the user's own may run
     """
     ranks = join()
-    recipe = processes.restarted(resolved.recipe, ranks)
+    with ranks.together():
+        recipe = processes.restarted(resolved.recipe, ranks)
     if recipe.stage != stage.name:
         raise RecipeError(f"stage: {recipe.stage}: this recipe is not for tunekit {stage.name}")
     objective = stage.objective(recipe, allow_code)

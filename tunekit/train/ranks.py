@@ -27,6 +27,7 @@ log = logging.getLogger("tunekit")
 
 POLL = 0.05  # seconds between two looks at the store
 LINGER = 5.0  # seconds that the first process waits, if it failed, until the others have read why
+STARTING = 60.0  # seconds in which all processes should be there, from when one fails
 GATHERED = 2.0  # seconds in which processes that lost another one say so
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOST = ("gloo", "nccl", "connection", "timed out waiting", "socket", "broken pipe", "store")  # in torch's own errors
@@ -79,7 +80,7 @@ class Ranks:
         assert self.store is not None
         while not self.store.check([key]):
             if self.store.check([FAILED]):
-                raise RankFailed("another process failed")
+                raise _Lost
             time.sleep(POLL)
 
     @contextmanager
@@ -109,7 +110,7 @@ class Ranks:
             if first["rank"] != self.rank:
                 return self._followed(store, first)
             if self.is_main:
-                self._hold(LINGER, lambda: store.add("read", 0) < self.world_size - 1)
+                self._hold(store, LINGER, lambda: store.add("read", 0) < self.world_size - 1)
             return error
         except RuntimeError as gone:  # the store, and with it the first process
             return error if not is_lost(own) else _alone(0, str(gone), speaks=self.rank == 1)
@@ -127,7 +128,7 @@ class Ranks:
         for rank in gone:
             _end(store.get(f"process/{rank}").decode())  # one that hangs would not end by itself
         if self.is_main and len(here) > 1:
-            self._hold(GATHERED, lambda: True)
+            self._hold(store, GATHERED, lambda: True)
         return _alone(gone[0] if gone else None, str(error), speaks=self.rank == here[0])
 
     def _followed(self, store: Store, first: dict[str, Any]) -> TunekitError:
@@ -137,10 +138,13 @@ class Ranks:
         error.exit_code, error.told = first["code"], True
         return error
 
-    def _hold(self, seconds: float, needed: Callable[[], bool]) -> None:
+    def _hold(self, store: Store, seconds: float, needed: Callable[[], bool]) -> None:
         """The first process has the store: it waits until the others have read why it ends, or are gone."""
         if dist.is_initialized():
             dist.destroy_process_group()  # which ends the waits of the others
+        last = time.monotonic() + STARTING
+        while not store.check([f"process/{rank}" for rank in range(self.world_size)]) and time.monotonic() < last:
+            time.sleep(POLL)  # one that is only starting would seek the store for minutes
         until = time.monotonic() + seconds
         while needed() and time.monotonic() < until:
             time.sleep(POLL)
@@ -156,12 +160,14 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Lost(Exception):
+    """What was waited for will not come: another process failed."""
+
+
 def is_lost(error: BaseException) -> bool:
     """Whether a process lost another one: an error of its own would be another."""
-    if isinstance(error, RankFailed):
-        return True
     named = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
-    return named or isinstance(error, dist.DistError)
+    return named or isinstance(error, dist.DistError | _Lost)
 
 
 def _end(process: str) -> None:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from tunekit.errors import RankFailed
 from tunekit.models.adapter_roles import is_adapted
@@ -86,11 +86,11 @@ def gathered(policy: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value`, which each process has whole, divided as `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return value
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+def divide_again(policy: nn.Module) -> None:
+    """Lets go of what a forward pass alone leaves gathered: the parameters are then the divided ones."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_divided(policy: nn.Module) -> bool:
