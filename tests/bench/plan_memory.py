@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,15 @@ PERSONA, LABELLED = DATA / "persona" / "train.jsonl", DATA / "persona" / "labell
 SUMS = DATA / "arithmetic" / "train.jsonl"
 ONLINE = ["rewards=number_match", "rollout.num_prompts=4", "rollout.max_new_tokens=32"]
 PAIRS = ["train.per_device_train_batch_size=16"]
-RECIPES = {
+RECIPES: dict[str, tuple[str, str, Path | str, list[str]]] = {
     "sft lora": ("sft", SMOL, SQL, ["adapter=lora"]),
     "sft full": ("sft", SMOL, SQL, []),
-    "sft packed": ("sft", SMOL, SQL, ["adapter=lora", "data.packing=true", "data.max_length=1024", "PACKS"]),
+    "sft packed": (
+        "sft",
+        SMOL,
+        SQL,
+        ["adapter=lora", "data.packing=true", "data.max_length=1024", "train.per_device_train_batch_size=1"],
+    ),
     "sft long rows": ("sft", MID, LONG, ["train.per_device_train_batch_size=2"]),
     "sft recomputed": ("sft", SMOL, SQL, ["adapter=lora", "train.activation_checkpointing=true"]),
     "sft 8-bit": ("sft", MID, CHAT, ["train.optim=adamw_8bit"]),
@@ -99,18 +105,18 @@ def write(name: str, scratch: Path) -> Path:
     stage, model, data, settings = RECIPES[name]
     place = scratch / name.replace(" ", "-")
     place.mkdir()
-    if model == MID:
-        model = str(middle(scratch))
     if data == LONG:
         data = place / "long.jsonl"
         rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ab" * 700}]}] * 20
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    packs = settings and settings[-1] == "PACKS"
-    own = {key: value for key, _, value in (each.partition("=") for each in settings) if value}
-    values = {"stage": stage, "model": model, "data.train": str(data), "data.eval_split": "8"}
-    values |= {"train.max_steps": "2", "output_dir": str(place / "out"), **own}
-    if packs:
-        values["train.per_device_train_batch_size"] = "1"
+    return written(place, stage, random_llama(scratch / "middle") if model == MID else model, data, settings)
+
+
+def written(place: Path, stage: str, model: Path | str, data: Path | str, settings: Sequence[str]) -> Path:
+    """A recipe of two optimizer steps, with held-out rows."""
+    values = {"stage": stage, "model": str(model), "data.train": str(data), "data.eval_split": "8"}
+    values |= {"train.max_steps": "2", "output_dir": str(place / "out")}
+    values |= dict(each.split("=", 1) for each in settings)
     file = place / "recipe.yaml"
     lines: dict[str, list[str]] = {}
     for key, value in values.items():
@@ -125,9 +131,8 @@ def write(name: str, scratch: Path) -> Path:
     return file
 
 
-def middle(scratch: Path) -> Path:
-    """A random llama of 85 million weights with byte tokens, made once."""
-    folder = scratch / "middle"
+def random_llama(folder: Path, width: int = 768, layers: int = 12) -> Path:
+    """A random llama with byte tokens, made once: of 85 million weights where nothing else is said."""
     if folder.exists():
         return folder
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
@@ -135,9 +140,10 @@ def middle(scratch: Path) -> Path:
     from tunekit.models.tiny_random import tokenizer
 
     set_seed(0)
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-    ids = {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
-    LlamaForCausalLM(LlamaConfig(vocab_size=259, max_position_embeddings=4096, **sizes, **ids)).save_pretrained(folder)
+    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": width * 8 // 3, "num_hidden_layers": layers}
+    sizes |= {"num_attention_heads": width // 64, "max_position_embeddings": 4096}
+    sizes |= {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
+    LlamaForCausalLM(LlamaConfig(vocab_size=259, **sizes)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -11,21 +11,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
+from tests.bench import plan_memory
 from tunekit.cli import app
 from tunekit.data.rows import Tokens
-from tunekit.errors import MemoryExceeded, RecipeError
+from tunekit.errors import RecipeError
 from tunekit.models import memory, scaling
 from tunekit.models.devices import DEVICES, Device, cost, read_prices
 from tunekit.models.load import load_config, locate
 from tunekit.models.memory import Setup, state_bytes, traced
 from tunekit.models.meter import Meter
-from tunekit.recipe.load import Resolved, load, load_text
-from tunekit.recipe.show import dump
-from tunekit.stages import batch_size, plan
-from tunekit.stages.base import find_base
-from tunekit.stages.plan_need import estimate
-from tunekit.stages.read import read_rows
-from tunekit.stages.rows import Rows
+from tunekit.recipe.load import Resolved, load
+from tunekit.stages import plan
 
 LORA = {"r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear"}
 
@@ -157,71 +153,6 @@ def test_hours_price_and_energy_are_a_hand_count() -> None:
     assert found["hours"] == 1 and found["price"] == 6 and found["kwh"] == 0.2
 
 
-def test_a_chosen_batch_fits_and_keeps_the_rows_of_a_step(recipe: Path) -> None:
-    resolved = load(recipe, ["train.global_batch_size=12", f"{batch_size.KEY}=auto"]).recipe
-    base = find_base(resolved)
-    read = read_rows(resolved, base)
-    needs = {size: estimate(batch_size.with_batch(resolved, size), base, read, "t4").peak for size in (12, 6, 4, 3)}
-    for size, need in needs.items():
-        assert batch_size.choose_batch(resolved, base, read, "t4", need) == size
-    settled = batch_size.with_batch(resolved, 3).train
-    assert (settled.batch_size, settled.gradient_accumulation_steps, settled.global_batch_size) == (3, 4, 12)
-    with pytest.raises(MemoryExceeded, match="auto: 1 row"):
-        batch_size.choose_batch(resolved, base, read, "t4", 1000)
-
-
-def test_a_resumed_run_keeps_the_batch_of_its_checkpoint(recipe: Path) -> None:
-    def read() -> Rows:
-        raise AssertionError("rows are read for nothing")
-
-    resolved = load(recipe, [f"{batch_size.KEY}=auto"]).recipe
-    assert batch_size.settled(resolved, find_base(resolved), read, "cpu", 1, 1, kept=2) == 2
-
-
-def test_a_batch_that_does_not_fit_is_halved_until_one_does() -> None:
-    tried = []
-
-    def attempt(size: int) -> None:
-        tried.append(size)
-        if size > 2:
-            raise MemoryExceeded("the longest batch does not fit")
-
-    assert batch_size.halved_until_it_fits(attempt, 16, 16) == 2 and tried == [16, 8, 4, 2]
-    with pytest.raises(MemoryExceeded):
-        batch_size.halved_until_it_fits(lambda size: attempt(size + 2), 4, 4)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ((), (1, 8, 8)),
-        (("distributed.processes=3",), (1, 9, 3)),
-        (("train.global_batch_size=32",), (1, 32, 32)),
-    ],
-)
-def test_auto_has_eight_rows_in_a_step_and_loads_again(
-    recipe: Path, settings: tuple[str, ...], words: tuple[int, int, int]
-) -> None:
-    train = load(recipe, [f"{batch_size.KEY}=auto", *settings]).recipe
-    found = train.train
-    assert (found.batch_size, found.global_batch_size, found.gradient_accumulation_steps) == words
-    assert found.per_device_train_batch_size == "auto"
-    assert load_text(dump(train), "dump").recipe == train
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (("train.gradient_accumulation_steps=4",), "give global_batch_size"),
-        (("train.global_batch_size=9", "distributed.processes=2"), "9 is not a multiple"),
-        (("stage=dpo", "objective.loss=aot"), "does not go with loss aot"),
-    ],
-)
-def test_what_does_not_go_with_auto_is_told(recipe: Path, settings: tuple[str, ...], words: str) -> None:
-    with pytest.raises(RecipeError, match=words):
-        load(recipe, [f"{batch_size.KEY}=auto", *settings])
-
-
 def test_own_runs_give_back_the_law_that_made_them(tmp_path: Path) -> None:
     files = []
     for i, tokens in enumerate((1e5, 2e5, 4e5, 1e6, 3e6)):
@@ -271,3 +202,15 @@ def test_divided_weights_are_held_in_parts_and_gathered_a_layer_at_a_time(recipe
     for part in ("weights", "gradients", "optimizer"):
         assert divided[part] == alone[part] // 4
     assert divided["phases"]["artefact"] >= divided["baseline"] + alone["weights"] + divided["weights"]
+
+
+@pytest.mark.parametrize("settings", [(), ("adapter=lora", "train.activation_checkpointing=true")])
+def test_what_is_planned_is_within_10_percent_of_what_a_run_takes(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    model = plan_memory.random_llama(tmp_path / "model", width=512, layers=8)
+    recipe = plan_memory.written(
+        tmp_path, "sft", model, plan_memory.CHAT, ["train.per_device_train_batch_size=16", *settings]
+    )
+    found = plan_memory.in_its_own_process(recipe)
+    assert found["predicted"] == pytest.approx(found["measured"], rel=0.1)
+    beside = [found[each] - found["baseline"] for each in ("predicted", "measured")]
+    assert beside[0] == pytest.approx(beside[1], rel=0.25)

@@ -84,8 +84,8 @@ def _text(report: dict[str, Any]) -> str:
     used, found = report["memory"], report["parameters"]
     device, compute = report["device"], report["compute"]
     lines = [f"parameters   {found['all']:,}, trained {found['trained']:,}, frozen {found['frozen']:,}"]
-    names = ("baseline", "weights", "gradients", "optimizer", "activations", "logits")
-    names += ("gathered", "copies", "cache", "evaluation")
+    names = ["baseline", "weights", "gradients", "optimizer", "activations", "logits"]
+    names += ["gathered", "copies", "cache", "evaluation"]
     if report["batch"]["chosen"]:
         lines.append(f"batch        {report['batch']['rows']} rows, chosen (train.per_device_train_batch_size: auto)")
     lines += [f"{name:<12} {_size(used[name])}" for name in names if used[name]]

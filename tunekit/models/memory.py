@@ -33,7 +33,7 @@ BLOCK_BYTES = 4 / 256  # of a state of 8 bits: a scale for each block
 QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 ROOM = 64  # columns of keys and values that are made beforehand (see models/key_values.py)
 DRAWN_BYTES = 32  # of each logit while a token is drawn: fp32 logits and three of their kind, fp64 sums
-LARGE = 2**18  # bytes from which a tensor is given back to the system when it goes
+LARGE = 2**20  # bytes from which a tensor is given back to the system when it goes
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def cache_bytes(config: PretrainedConfig, dtype: torch.dtype, answers: int, prom
 
 
 def give_back_what_goes() -> bool:
-    """Tells the C library to give tensors of 256 KiB and more back at once; False where it is another than glibc.
+    """Tells the C library to give tensors of 1 MiB and more back at once; False where it is another than glibc.
 
     By itself it raises that bound to 32 MiB, keeps what lies between and fills the holes badly: a run then holds up to
     half more than its tensors.

@@ -74,9 +74,10 @@ def _batch(recipe: Recipe) -> Iterator[Conflict]:
     rows, passes, each = train.global_batch_size, train.gradient_accumulation_steps, train.batch_size
     if rows is None:
         if train.per_device_train_batch_size == "auto" and passes not in (None, 1):
-            keys = ("train.gradient_accumulation_steps", "train.per_device_train_batch_size")
             message = "does not go with per_device_train_batch_size: auto, from which it follows; give "
-            yield Conflict(keys[0], keys, message + "global_batch_size, the rows of a step, instead")
+            message += "global_batch_size, the rows of a step, instead"
+            both = ("train.gradient_accumulation_steps", "train.per_device_train_batch_size")
+            yield Conflict(both[0], both, message)
         return
     at = "train.global_batch_size"
     keys = (at, "train.per_device_train_batch_size", "distributed.processes", "distributed.nodes")

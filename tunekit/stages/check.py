@@ -27,7 +27,7 @@ from tunekit.recipe.load import Resolved
 from tunekit.recipe.schema import Recipe
 from tunekit.stages.assemble import make_training
 from tunekit.stages.base import Base, find_base
-from tunekit.stages.batch_size import MARGIN, choose_batch, is_auto, with_batch
+from tunekit.stages.batch_size import MARGIN, choose_batch, is_auto, readable, with_batch
 from tunekit.stages.plan import STAGES
 from tunekit.stages.plan_need import estimate
 from tunekit.stages.read import read_rows
@@ -137,7 +137,7 @@ def _template(found: _Found) -> str:
 
 def _data(found: _Found) -> str:
     recipe = _need(found.recipe)
-    found.rows = rows = read_rows(recipe, _need(found.base), kind=STAGES[recipe.stage].kind)
+    found.rows = rows = read_rows(readable(recipe), _need(found.base), kind=STAGES[recipe.stage].kind)
     if rows.train is None:
         return "streaming; of the first rows: " + ", ".join(f"{n:,} {name}" for name, n in rows.loader.report().items())
     summary = rows.train.summary

@@ -17,7 +17,7 @@ from tunekit.recipe.losses import ONLINE
 from tunekit.recipe.schema import Recipe
 from tunekit.stages import dpo, grpo, kto, ppo, reward, rloo, sft
 from tunekit.stages.base import Base, find_base
-from tunekit.stages.batch_size import MARGIN, choose_batch, is_auto, rows_of_step, sizes, with_batch
+from tunekit.stages.batch_size import MARGIN, choose_batch, is_auto, readable, rows_of_step, sizes, with_batch
 from tunekit.stages.plan_need import CPU, Need, dtype_of, estimate, longest
 from tunekit.stages.read import read_rows
 from tunekit.stages.rows import ALONE, Rows, micro_batches_of
@@ -41,7 +41,7 @@ def run(
     """
     recipe = resolved.recipe
     base = find_base(recipe)
-    rows = read_rows(recipe, base, kind=STAGES[recipe.stage].kind)
+    rows = read_rows(readable(recipe), base, kind=STAGES[recipe.stage].kind)
     name = gpu or ("cpu" if not torch.cuda.is_available() else "h100-80g")
     count = gpus or 1
     device = find_device(name, memory.available(CPU), dtype_of(recipe, name))

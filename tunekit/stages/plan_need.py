@@ -130,10 +130,11 @@ def longest(recipe: Recipe, rows: Rows, batch_size: int) -> Sequence[Example]:
         return _sampled(recipe, rows, batch_size)
     if isinstance(rows.loader, PlannedLoader):
         plan = rows.loader.plan
-        times = max(1, plan.batch_size // batch_size)
-        plan = replace(plan, batch_size=batch_size, micro_batches=plan.micro_batches * times)
+        micro_batches = max(1, plan.batch_size * plan.micro_batches // batch_size)
+        plan = replace(plan, batch_size=batch_size, micro_batches=micro_batches)
         return PlannedLoader(rows.loader.rows, plan).longest(False)
-    return rows.loader.longest(False)[:batch_size]
+    row = rows.loader.longest(False)[0]  # of a stream any may be the longest
+    return [row] * batch_size
 
 
 def _sampled(recipe: Recipe, rows: Rows, batch_size: int) -> list[Sampled]:

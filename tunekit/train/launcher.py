@@ -75,6 +75,7 @@ def start(arguments: Sequence[str], *, processes: int | str | None, nodes: int, 
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in [*logging.root.manager.loggerDict]:
@@ -104,6 +105,11 @@ def start(arguments: Sequence[str], *, processes: int | str | None, nodes: int, 
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             return _failed(rank, failure.exitcode, max_restarts, Path(outcomes))
+        except RendezvousError as error:
+            raise RankFailed(
+                f"the agents of {nodes} machines lost each other at {meeting.endpoint}: {error}",
+                "The first machine may be gone, or out of reach: start all of them again.",
+            ) from error
         except SignalException as stopped:
             kind = Interrupted if stopped.sigval == signal.SIGINT else Preempted
             return _code(Path(outcomes)) or kind.exit_code
