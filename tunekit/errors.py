@@ -3,6 +3,8 @@
 A `TunekitError` is printed as a message, never as a traceback. Every other exception is a bug of ours and exits with 1.
 """
 
+import os
+from pathlib import Path
 
 OUTCOMES = "TUNEKIT_OUTCOMES"  # names the folder in which the processes that an agent started leave their exit codes
 
@@ -80,3 +82,12 @@ class Interrupted(TunekitError):
     """Ctrl-C arrived; what could be saved was saved."""
 
     exit_code = 130
+
+
+def leave_outcome(code: int) -> int:
+    """What a process ends with: to an agent (`train.launcher`) only what another try may mend is a failure."""
+    folder = os.environ.get(OUTCOMES)
+    if folder is None or "RANK" not in os.environ:
+        return code
+    (Path(folder) / os.environ["RANK"]).write_text(str(code))
+    return code if code == RankFailed.exit_code else 0

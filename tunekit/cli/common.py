@@ -8,13 +8,12 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunekit import __version__, offline
-from tunekit.errors import OUTCOMES, RankFailed, TunekitError
+from tunekit.errors import OUTCOMES, RankFailed, TunekitError, leave_outcome
 
 if TYPE_CHECKING:
     from tunekit.recipe.load import Resolved
@@ -75,7 +74,8 @@ def command(as_json: bool = False, *, no_network: bool = False) -> Iterator[None
     try:
         yield
     except TunekitError as error:
-        if as_json and is_main():
+        again = OUTCOMES in os.environ and error.exit_code == RankFailed.exit_code  # then the agent has the last word
+        if as_json and is_main() and not again:
             print(json.dumps({"status": "failed", "exit_code": error.exit_code, "error": str(error)}))
         if not error.told:
             print(f"error: {error}", file=sys.stderr)
@@ -94,15 +94,6 @@ def command(as_json: bool = False, *, no_network: bool = False) -> Iterator[None
 
 def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def leave_outcome(code: int) -> int:
-    """What a process ends with: to an agent (`train.launcher`) only what another try may mend is a failure."""
-    folder = os.environ.get(OUTCOMES)
-    if folder is None or "RANK" not in os.environ:
-        return code
-    (Path(folder) / os.environ["RANK"]).write_text(str(code))
-    return code if code == RankFailed.exit_code else 0
 
 
 def load_recipe(

@@ -18,11 +18,11 @@ from tunekit.cli.common import (
     app,
     command,
     is_main,
-    leave_outcome,
     load_recipe,
     print_result,
     quiet_libraries,
 )
+from tunekit.errors import leave_outcome
 
 if TYPE_CHECKING:
     from tunekit.recipe.distributed import Distributed

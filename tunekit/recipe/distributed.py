@@ -60,6 +60,12 @@ def distributed_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     if strategy == "fsdp2" and recipe.adapter.type == "none" and recipe.train.optim not in DIVIDED:
         message = f"does not go with distributed.strategy: fsdp2 without an adapter; accepted: {', '.join(DIVIDED)}"
         yield Conflict("train.optim", ("train.optim", "distributed.strategy", "adapter.type"), message)
+    if distributed.nodes > 1 and distributed.max_restarts and recipe.resume != "auto":
+        message = "does not go with distributed.nodes: a machine that starts again must go on; set resume: auto"
+        yield Conflict("resume", ("resume", "distributed.nodes", "distributed.max_restarts"), message)
+    if strategy == "fsdp2" and recipe.model.quantization != "none":
+        message = "does not go with distributed.strategy: fsdp2, which is not proven on a quantised base; set ddp"
+        yield Conflict("model.quantization", ("model.quantization", "distributed.strategy"), message)
     if several and "aot" in (recipe.objective.loss or ()):
         message = "does not go with loss aot, which compares all pairs of a step: they must be one batch; remove it"
         yield Conflict("distributed.processes", ("distributed", "distributed.processes", "objective.loss"), message)

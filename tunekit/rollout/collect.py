@@ -18,7 +18,7 @@ from tunekit.models.actor import Actor, Reference
 from tunekit.models.lora import as_trained
 from tunekit.rollout.advantages import Method
 from tunekit.rollout.gauges import answer_gauges
-from tunekit.rollout.rewards import Scores, Source, score, weighed
+from tunekit.rollout.rewards import Problem, Scores, Source, judged, weighed
 from tunekit.rollout.samples import Completion, Response, Sampler, Sampling
 from tunekit.train.engine import Engine
 from tunekit.train.sharding import gathered
@@ -45,11 +45,11 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """An answer, its reward from each source (NaN: failed), and what models give its tokens, `(T,)` each."""
+    """An answer, what each source of rewards says of it, and what models give its tokens, `(T,)` each."""
 
     completion: Completion
     response: Response
-    values: dict[str, float]
+    verdicts: dict[str, float | Problem]
     given: dict[str, NDArray[np.float32]]
 
 
@@ -168,9 +168,8 @@ class Collector:
         return dict(zip(mine, found, strict=True))
 
     def scores(self, seen: Sequence[Seen]) -> Scores:
-        """The rewards of the answers."""
-        values = {source.name: np.array([each.values[source.name] for each in seen]) for source in self.rewards}
-        return weighed(self.rewards, values)
+        """The rewards of the answers. Raises `DataError` where one fails too often."""
+        return weighed(self.rewards, [each.verdicts for each in seen], self.failures)
 
     @torch.no_grad()
     def _looked_at(
@@ -178,7 +177,7 @@ class Collector:
     ) -> list[Seen]:
         """Answers, of each its prompt and group, with their rewards, and in a rollout what models give their tokens."""
         responses = [response(self.tokenizer, asked, each, self.tail) for asked, each, _ in chosen]
-        scores = score(self.rewards, responses, poll=poll, limit=self.failures)
+        verdicts = judged(self.rewards, responses, poll)
         own = self.keeps_old or self.checked or self.actor.value is not None or number == 0
         columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("old", "values", "reference")}
         rows = [] if number is None else [sampled_row(*each) for each in chosen]
@@ -199,7 +198,7 @@ class Collector:
             Seen(
                 completion,
                 responses[i],
-                {name: float(values[i]) for name, values in scores.values.items()},
+                verdicts[i],
                 {name: column[i] for name, column in columns.items() if column},
             )
             for i, (_, completion, _) in enumerate(chosen)

@@ -33,7 +33,7 @@ log = logging.getLogger("tunekit")
 CHECKPOINTS = "checkpoints"  # the folder of them in `output_dir`
 DATE = "date (as a chat template may write it)"
 MICRO_BATCHES = "micro-batches in an optimizer step, over all processes"
-WORLD_SIZE = "world size"  # alone of the contract, it may change
+WORLD_SIZE = "world size"  # with which the run began; it may go on with another one
 
 
 def make_policy(recipe: Recipe, base: Base, rows: Rows, engine: Engine) -> Policy:
@@ -166,7 +166,8 @@ def resume(run: Training, start: dict[str, Any] | None) -> None:
     """Puts `run` at `start`, of `find_start`. Raises where the checkpoint is another run's."""
     if start is not None:
         path = Path(start["path"])
-        checkpoint.check_contract(start["contract"] | {WORLD_SIZE: run.engine.world_size}, run.contract, path)
+        run.contract[WORLD_SIZE] = start["contract"][WORLD_SIZE]
+        checkpoint.check_contract(start["contract"], run.contract, path)
         restore(run, path)
         log.info("resuming from %s", path)
         best = run.state.best_step

@@ -82,11 +82,11 @@ def run(
     ranks = join()
     with ranks.together():
         recipe = processes.restarted(resolved.recipe, ranks)
-    if recipe.stage != stage.name:
-        raise RecipeError(f"stage: {recipe.stage}: this recipe is not for tunekit {stage.name}")
-    objective = stage.objective(recipe, allow_code)
-    datasets = reusable(datasets)
-    check_offline(recipe, datasets)
+        if recipe.stage != stage.name:
+            raise RecipeError(f"stage: {recipe.stage}: this recipe is not for tunekit {stage.name}")
+        objective = stage.objective(recipe, allow_code)
+        datasets = reusable(datasets)
+        check_offline(recipe, datasets)
     stop = StopRequest()
     resuming = recipe.resume != "never"
     with (
@@ -108,7 +108,7 @@ def run(
         rows = ranks.main_first(lambda: read_rows(recipe, base, folder=kept, **reading))
         policy, cost = beside_full_base(stage.policy, recipe, objective, base, rows, engine, measure=start is None)
         passport = ranks.from_main(lambda: base_passport(base, policy))
-        processes.unite(recipe, policy, engine)
+        processes.unite(recipe, policy, rows, engine)
         online = stage.online and stage.online(recipe, policy, base, rows, folder, allow_code, engine)
         rows = online.rows if online else rows
         training = _assembled(recipe, objective, policy, base, rows, online, measured, engine, passport, folder)

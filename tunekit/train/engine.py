@@ -46,7 +46,7 @@ class Engine:
         Raises `RankFailed` where it is not the group that was asked for, or `alike` (in JSON's types: what all should
         have in common) differs.
         """
-        assert not dist.is_initialized(), "a process has one group"
+        self.ranks.meet()
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
@@ -57,7 +57,10 @@ class Engine:
         )
         for rank, theirs in enumerate(self.gather(alike)):
             if theirs != alike:
-                raise RankFailed(f"rank {rank} runs another recipe or version than rank {self.rank}")
+                raise RankFailed(
+                    f"rank {rank} has another recipe, version, data or base model than rank {self.rank}",
+                    "Give all processes the same files, and data from Python in the same order.",
+                )
 
     def by_itself(self, poll: Callable[[], None]) -> Callable[[], None]:
         """What a process polls that goes at its own pace: nothing beside others, which stop together or not at all."""
@@ -80,6 +83,8 @@ class Engine:
     def close(self) -> None:
         if self.accelerator is not None:
             self.accelerator.end_training()
+        if self.world_size == 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
     def leave(self) -> None:
         """Ends the group once all have come here."""
@@ -114,7 +119,9 @@ class Engine:
 
     def shared(self, rows: Sequence[T], compute: Callable[[list[T]], Sequence[Any]]) -> list[Any]:
         """`compute` of each of `rows`, in their order, on every rank: each computes its part of them."""
-        parts = self.gather(list(compute(list(rows[self.rank :: self.world_size]))))
+        found = list(compute(list(rows[self.rank :: self.world_size])))
+        self.ranks.meet()  # some may take much longer than an exchange may
+        parts = self.gather(found)
         return [parts[i % self.world_size][i // self.world_size] for i in range(len(rows))]
 
     def take_from_main(self, parameters: Iterable[Tensor]) -> None:

@@ -95,6 +95,7 @@ def start(arguments: Sequence[str], *, processes: int | str | None, nodes: int, 
         rdzv_configs={} if meeting.hosts is None else {"is_host": meeting.hosts},
         local_addr=meeting.address,
         max_restarts=max_restarts,
+        shutdown_timeout=3600,  # whoever sends a signal knows how long a step and a checkpoint may take
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGHUP",
     )
     log.info("starting %d processes%s", count, f" on each of {nodes} machines" if nodes > 1 else "")
@@ -112,14 +113,14 @@ def start(arguments: Sequence[str], *, processes: int | str | None, nodes: int, 
             ) from error
         except SignalException as stopped:
             kind = Interrupted if stopped.sigval == signal.SIGINT else Preempted
-            return _code(Path(outcomes)) or kind.exit_code
+            return kind.exit_code if (code := _code(Path(outcomes))) is None else code
         return _code(Path(outcomes)) or 0
 
 
 def _code(outcomes: Path) -> int | None:
-    """What the workers of the last attempt ended with, the same in all; None where none came to its end."""
-    codes = [int(each.read_text()) for each in sorted(outcomes.iterdir(), key=lambda path: path.stat().st_mtime)]
-    return codes[-1] if codes else None
+    """What the workers here ended with, of which a failed gate is the first one's alone; None where none ended."""
+    codes = [int(each.read_text()) for each in outcomes.iterdir()]
+    return max(codes, key=lambda code: (code != 0, code != RankFailed.exit_code)) if codes else None
 
 
 def _failed(rank: int, code: int, max_restarts: int, outcomes: Path) -> int:

@@ -151,7 +151,8 @@ def _finish_step(run: Training, stop: StopRequest) -> None:
 
 
 def _agree(run: Training, stop: StopRequest) -> None:
-    stop.received = run.engine.largest(stop.received or 0) or None
+    if found := run.engine.largest(stop.received or 0):  # and never None: a signal may have come while it was asked
+        stop.received = found
 
 
 def _evaluate(run: Training, stop: StopRequest) -> bool:

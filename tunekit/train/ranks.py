@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import Store
 
-from tunekit.errors import OUTCOMES, MissingEnvironment, RankFailed, TunekitError
+from tunekit.errors import OUTCOMES, MissingEnvironment, RankFailed, TunekitError, leave_outcome
 from tunekit.train.signals import Stopped
 
 log = logging.getLogger("tunekit")
@@ -76,6 +77,15 @@ class Ranks:
         self.store.set(key, "")
         return value
 
+    def meet(self) -> None:
+        """Waits, without limit, until all processes are here."""
+        if self.store is None:
+            return
+        self.turn += 1
+        self.store.set(f"here/{self.turn}/{self.rank}", "")
+        for rank in range(self.world_size):
+            self._wait(f"here/{self.turn}/{rank}")
+
     def _wait(self, key: str) -> None:
         assert self.store is not None
         while not self.store.check([key]):
@@ -112,24 +122,29 @@ class Ranks:
             if self.is_main:
                 self._hold(store, LINGER, lambda: store.add("read", 0) < self.world_size - 1)
             return error
-        except RuntimeError as gone:  # the store, and with it the first process
-            return error if not is_lost(own) else _alone(0, str(gone), speaks=self.rank == 1)
+        except RuntimeError:  # the store, and with it the first process
+            return error if not is_lost(own) else _alone(0, False, speaks=self.rank == 1)
 
     def _after_loss(self, store: Store, error: BaseException) -> BaseException:
         """Who is gone: whoever failed says so, and whoever lost a connection says only that."""
         store.set(f"lost/{self.rank}", "")
+        _leave_group()
+        hangs = "timed out" in str(error).lower()
         until = time.monotonic() + GATHERED
         while time.monotonic() < until:
             if store.check([FAILED]):
                 return self._followed(store, json.loads(store.get(FAILED)))
             time.sleep(POLL)
-        here = [rank for rank in range(self.world_size) if store.check([f"lost/{rank}"])]
-        gone = sorted({*range(self.world_size)} - {*here})
-        for rank in gone:
-            _end(store.get(f"process/{rank}").decode())  # one that hangs would not end by itself
-        if self.is_main and len(here) > 1:
+        silent = [rank for rank in range(self.world_size) if not store.check([f"lost/{rank}"])]
+        processes = {rank: store.get(f"process/{rank}").decode() for rank in silent}
+        # After a broken connection, one that is there and silent is only slow.
+        gone = [rank for rank in silent if hangs or not _is_alive(processes[rank])]
+        for rank in gone if hangs else []:
+            _end(processes[rank])  # it would not end by itself
+        if self.is_main and len(silent) < self.world_size - 1:
             self._hold(store, GATHERED, lambda: True)
-        return _alone(gone[0] if gone else None, str(error), speaks=self.rank == here[0])
+        speaks = self.rank == min({*range(self.world_size)} - {*silent})
+        return _alone(gone[0] if gone else None, hangs, speaks=speaks)
 
     def _followed(self, store: Store, first: dict[str, Any]) -> TunekitError:
         """The error of another process, which says it itself."""
@@ -140,14 +155,19 @@ class Ranks:
 
     def _hold(self, store: Store, seconds: float, needed: Callable[[], bool]) -> None:
         """The first process has the store: it waits until the others have read why it ends, or are gone."""
-        if dist.is_initialized():
-            dist.destroy_process_group()  # which ends the waits of the others
+        _leave_group()
         last = time.monotonic() + STARTING
         while not store.check([f"process/{rank}" for rank in range(self.world_size)]) and time.monotonic() < last:
             time.sleep(POLL)  # one that is only starting would seek the store for minutes
         until = time.monotonic() + seconds
         while needed() and time.monotonic() < until:
             time.sleep(POLL)
+
+
+def _leave_group() -> None:
+    """Ends the waits of the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -178,9 +198,20 @@ def _end(process: str) -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
-def _alone(gone: int | None, why: str, *, speaks: bool) -> RankFailed:
+def _is_alive(process: str) -> bool:
+    """Whether a process is there, as far as this machine knows."""
+    machine, pid = process.rsplit("/", 1)
+    if machine != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _alone(gone: int | None, hangs: bool, *, speaks: bool) -> RankFailed:
     who = "another process" if gone is None else f"rank {gone}"
-    hangs = "timed out" in why.lower()
     what = "did not answer within distributed.timeout: it hangs" if hangs else "is gone: its connection broke"
     error = RankFailed(f"{who} {what}", "resume=auto goes on from the newest checkpoint.")
     error.told = not speaks
@@ -196,11 +227,32 @@ def _end_without_agent(agent: int) -> None:
     os._exit(RankFailed.exit_code)
 
 
+def _end_with_others(ranks: Ranks) -> None:
+    """Where another process failed and this one still waits for it (NCCL does not notice), it ends the same way."""
+    assert ranks.store is not None
+    try:
+        while not ranks.store.check([FAILED]):
+            time.sleep(1)
+        first = json.loads(ranks.store.get(FAILED))
+    except RuntimeError:
+        return
+    if first["rank"] == ranks.rank:
+        return
+    time.sleep(LINGER + GATHERED)
+    if not ranks.ended:
+        os._exit(leave_outcome(first["code"]))
+
+
 def join() -> Ranks:
     """This process among those that a launcher (torchrun, accelerate, Kubernetes, Slurm, ours) started; alone: 1 of 1.
 
     Raises `MissingEnvironment` where the launcher named only some of what is needed.
     """
+    if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise MissingEnvironment(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks, each of which would be a run of its own",
+            "Start one task on each machine and set distributed.processes and nodes, or see tunekit launch.",
+        )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if world_size == 1:
@@ -223,7 +275,15 @@ def join() -> Ranks:
         wait_for_workers=False,
         multi_tenant=True,
     )
-    prefix = f"tunekit/{attempt if os.environ.get('GROUP_WORLD_SIZE', '1') == '1' else 0}"
+    several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+    if shared and several and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise MissingEnvironment(
+            "torchrun on several machines keeps the store of an attempt that failed, and the next one would read it",
+            "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all of them, or --max-restarts 0.",
+        )
+    prefix = f"tunekit/{0 if several else attempt}"
     store = dist.PrefixStore(prefix, store)
     store.set(f"process/{rank}", f"{socket.gethostname()}/{os.getpid()}")
-    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), attempt, store)
+    ranks = Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), attempt, store)
+    threading.Thread(target=_end_with_others, args=(ranks,), daemon=True).start()
+    return ranks

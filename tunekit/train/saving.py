@@ -13,6 +13,7 @@ from tunekit.train import checkpoint
 from tunekit.train.divided import Parts
 from tunekit.train.engine import local
 from tunekit.train.rng import rng_state, set_rng_state
+from tunekit.train.sharding import divide_again
 from tunekit.train.training import RunState, Training
 
 log = logging.getLogger("tunekit")
@@ -57,7 +58,7 @@ def restore(run: Training, path: Path) -> None:
     weights = _weights(run.parameters, saved["parameters"], path, parts)
     states = parts.take_states(saved["optimizer"], run.optimizer)
     parts.read()
-    _put(run.parameters, weights)
+    _put(run, weights)
     run.optimizer.load_state_dict(states)
     run.learning_rate.load_state_dict(saved["learning_rate"])
     before, now, rank = len(saved["rng"]), run.engine.world_size, run.engine.rank
@@ -77,7 +78,7 @@ def load_parameters(run: Training, path: Path) -> None:
     saved, parts = checkpoint.load(path, verified=not run.engine.is_main), Parts()
     weights = _weights(run.parameters, saved["parameters"], path, parts)
     parts.read()
-    _put(run.parameters, weights)
+    _put(run, weights)
 
 
 def _weights(parameters: dict[str, nn.Parameter], saved: dict[str, Any], path: Path, parts: Parts) -> dict[str, Tensor]:
@@ -87,6 +88,8 @@ def _weights(parameters: dict[str, nn.Parameter], saved: dict[str, Any], path: P
     return {name: parts.take(saved[name], parameter) for name, parameter in parameters.items()}
 
 
-def _put(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
+def _put(run: Training, weights: dict[str, Tensor]) -> None:
+    parameters = run.parameters
+    divide_again(run.policy)  # else what is gathered would stay as it was
     for name, parameter in parameters.items():
         parameter.data.copy_(weights[name])

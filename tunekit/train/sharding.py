@@ -48,7 +48,12 @@ def shard(policy: Policy, engine: Engine, *, cpu_offload: bool = False) -> None:
 def _stacks(policy: Policy) -> list[nn.ModuleList]:
     """The decoder layers, also of a value model beside the policy's."""
     count = policy.causal.config.get_text_config().num_hidden_layers
-    return [each for each in policy.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
+    found: dict[str, nn.ModuleList] = {}
+    for name, each in policy.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)  # as many experts in a layer as there are layers
+        if isinstance(each, nn.ModuleList) and len(each) == count and not inside:
+            found[name] = each
+    return [*found.values()]
 
 
 def _check(policy: Policy, engine: Engine) -> None:

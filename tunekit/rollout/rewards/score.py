@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -51,41 +51,48 @@ def score(
     Raises `DataError` where one fails on all of them, or, over the last calls (see `Record`), on more than the share
     `limit` and on more than `FEW`.
     """
+    return weighed(rewards, judged(rewards, responses, poll), limit)
+
+
+def judged(
+    rewards: Sequence[Source], responses: Sequence[Response], poll: Callable[[], None] = lambda: None
+) -> list[dict[str, float | Problem]]:
+    """What each source says of each of the answers: a number, or how it failed."""
+    found: list[dict[str, float | Problem]] = [{} for _ in responses]
+    for source in rewards:
+        for verdicts, verdict in zip(found, _judged(source, responses, poll), strict=True):
+            verdicts[source.name] = verdict
+    return found
+
+
+def weighed(rewards: Sequence[Source], verdicts: Sequence[dict[str, float | Problem]], limit: float = 0.05) -> Scores:
+    """The scores of S answers from what `judged` gave, of several processes put together. Raises as `score` does."""
     values = {}
     for source in rewards:
-        found, problems = _judged(source, responses, poll)
-        source.record.add(len(problems), len(responses))
-        _stop(source, problems, len(responses), limit)
-        _warn(source, problems, len(responses))
-        values[source.name] = found
-    return weighed(rewards, values)
-
-
-def weighed(rewards: Sequence[Source], values: dict[str, NDArray[np.float64]]) -> Scores:
-    """The scores of which each source gave `values`."""
+        given = [each[source.name] for each in verdicts]
+        problems = [each for each in given if isinstance(each, Problem)]
+        source.record.add(len(problems), len(given))
+        _stop(source, problems, len(given), limit)
+        _warn(source, problems, len(given))
+        values[source.name] = np.array([np.nan if isinstance(each, Problem) else each for each in given])
     total = np.sum([source.weight * values[source.name] for source in rewards], axis=0)
     return Scores(values, total, ~np.isnan(total))
 
 
-def _judged(
-    source: Source, responses: Sequence[Response], poll: Callable[[], None]
-) -> tuple[NDArray[np.float64], list[Problem]]:
-    """The values, NaN where there is none, and the failures."""
+def _judged(source: Source, responses: Sequence[Response], poll: Callable[[], None]) -> Iterator[float | Problem]:
     if source.several is not None:
         given: Sequence[Any] = source.several(responses, poll)
     else:
         given = [_one(source, each, poll) for each in responses]
-    values, problems = np.full(len(responses), np.nan), []
-    for i, value in enumerate(given):
-        row = responses[i].prompt.source
+    for response, value in zip(responses, given, strict=True):
+        row = response.prompt.source
         if isinstance(value, BaseException):
             kind = type(value).__name__
-            problems.append(Problem(row, kind, _short(f"{kind}: {value}")))
+            yield Problem(row, kind, _short(f"{kind}: {value}"))
         elif (number := _finite(value)) is not None:
-            values[i] = number
+            yield number
         else:
-            problems.append(Problem(row, "no number", _short(f"it gives {value!r}, and no finite number")))
-    return values, problems
+            yield Problem(row, "no number", _short(f"it gives {value!r}, and no finite number"))
 
 
 def _one(source: Source, response: Response, poll: Callable[[], None]) -> Any:
