@@ -1,11 +1,11 @@
 """What `tunekit plan` says of memory beside what a run takes: each recipe planned, and run, in processes of their own.
 
-    python tests/bench/plan_memory.py [NAME ...]
+    python tests/bench/plan_memory.py [NAME ...] [--as-is]
 
 Each recipe is planned and then run in one fresh process. The measured figure is the peak resident memory of that
 process (VmHWM): two optimizer steps with evaluation, checkpoint and artefact. In the second ratio what it held before
 (interpreter, libraries, rows) is taken from both. Models are smollm2-135m-instruct and a random one of 85 million
-weights.
+weights. The C library gives tensors of 1 MiB and more back at once; with `--as-is` it keeps its own bound.
 """
 
 import argparse
@@ -51,21 +51,22 @@ RECIPES: dict[str, tuple[str, str, Path | str, list[str]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--as-is", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child)
+        child(arguments.child, as_is=arguments.as_is)
         return
     print(
         f"{'recipe':15} {'predicted':>9} {'measured':>9} {'ratio':>6} {'beside the baseline':>19} {'ratio':>6}  peak in"
     )
     with tempfile.TemporaryDirectory() as scratch:
         for name in arguments.names or RECIPES:
-            print(compared(name, Path(scratch)), flush=True)
+            print(compared(name, Path(scratch), as_is=arguments.as_is), flush=True)
 
 
-def compared(name: str, scratch: Path) -> str:
-    found = in_its_own_process(write(name, scratch))
+def compared(name: str, scratch: Path, *, as_is: bool) -> str:
+    found = in_its_own_process(write(name, scratch), as_is=as_is)
     ours, theirs = found["predicted"], found["measured"]
     mib = [value / 2**20 for value in (ours, theirs, ours - found["baseline"], theirs - found["baseline"])]
     return (
@@ -74,8 +75,8 @@ def compared(name: str, scratch: Path) -> str:
     )
 
 
-def in_its_own_process(recipe: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", str(recipe)]
+def in_its_own_process(recipe: Path, *, as_is: bool = False) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", str(recipe), *(["--as-is"] if as_is else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
@@ -83,7 +84,7 @@ def in_its_own_process(recipe: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(file: str) -> None:
+def child(file: str, *, as_is: bool) -> None:
     from importlib import import_module
 
     from tunekit.models import memory
@@ -93,6 +94,7 @@ def child(file: str) -> None:
     resolved = load(file)
     predicted = plan.run(resolved, lambda more: load(file, more), gpu="cpu")["memory"]
     stage = import_module(f"tunekit.stages.{resolved.recipe.stage}")
+    assert as_is or memory.give_back_what_goes()
     baseline = memory.resident()
     stage.run(resolved)
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)

@@ -183,6 +183,7 @@ def test_a_run_reads_every_key_of_its_recipe(tmp_path: Path, read: set[str]) -> 
         " tasks: [blimp], task_limit: 2}\n"
     )
     sft.run(load(file, ("adapter=lora",)))
+    sft.run(load(file, ("adapter=lora", "distributed=fsdp2", f"output_dir={tmp_path}/divided")))
     frozen = load(file, ("freeze.layers=[0]",)).recipe
     base = find_base(frozen)
     streamed = load(file, ("data.streaming=true", "data.max_length=99", "data.eval=null", "data.eval_split=1"))
@@ -195,6 +196,7 @@ def test_a_run_reads_every_key_of_its_recipe(tmp_path: Path, read: set[str]) -> 
     for stage, loss in ((dpo, "simpo"), (dpo, "discopop"), (kto, "kto"), (reward, "bradley_terry")):
         stage.STAGE.objective(load(file, (f"objective={loss}", "eval={}")).recipe, False)
     elsewhere = {"Train.global_batch_size"}  # into gradient_accumulation_steps, when the recipe is loaded
+    elsewhere |= {"Distributed.nodes", "Distributed.max_restarts"}  # where processes are started
     elsewhere |= {"Rollout.base_url", "Rollout.served_model"}  # where a server is asked
     assert fields(Recipe) - elsewhere <= read
 

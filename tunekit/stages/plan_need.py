@@ -19,7 +19,7 @@ from tunekit.recipe.schema import Recipe
 from tunekit.stages.base import Base
 from tunekit.stages.rows import ALONE, Rows, micro_batches_of
 
-KERNELS = 45 * 2**20  # code and buffers of the libraries that the first step brings into memory; measured
+KERNELS = 45 * 2**20  # code and buffers of the libraries that the first step brings into memory; a rough figure
 CPU = torch.device("cpu")
 
 

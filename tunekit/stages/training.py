@@ -99,69 +99,92 @@ def run(
         engine = Engine(recipe.report_to, folder, ranks)
         set_seed(recipe.train.seed)
         start = ranks.from_main(lambda: find_start(recipe, folder))
-        base = find_base(recipe)
-        recipe = continued(recipe, base)
-        measured = tasks.find(recipe)
-        day = start["contract"][DATE] if start else ranks.from_main(lambda: date.today().isoformat())
-        reading = {"kind": stage.kind, "datasets": datasets, "day": day, "place": place_of(recipe, ranks, start)}
-        kept = folder if ranks.is_main else None
-        rows = ranks.main_first(lambda: read_rows(recipe, base, folder=kept, **reading))
-        policy, cost = beside_full_base(stage.policy, recipe, objective, base, rows, engine, measure=start is None)
-        passport = ranks.from_main(lambda: base_passport(base, policy))
-        processes.unite(recipe, policy, rows, engine)
-        online = stage.online and stage.online(recipe, policy, base, rows, folder, allow_code, engine)
-        rows = online.rows if online else rows
-        training = _assembled(recipe, objective, policy, base, rows, online, measured, engine, passport, folder)
+        made = _make(stage, recipe, objective, datasets, allow_code, engine, start, folder)
+        training = _assembled(made)
         resume(training, start)
         if start is not None:
             stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
             result["events"].append({"step": training.state.step, "text": f"resumed from {start['path']}"})
         if engine.is_main:
-            replace_text(folder / "recipe.yaml", dump(recipe))
-            write_manifest(folder, data=rows.facts, base_model=passport, contract=training.contract)
-        engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
+            replace_text(folder / "recipe.yaml", dump(made.recipe))
+            write_manifest(folder, data=made.rows.facts, base_model=made.passport, contract=training.contract)
+        engine.start_trackers(recipe.run_name or folder.name, flat_values(made.recipe))
         try:
             if not training.state.before:
                 read = [] if recipe.data.streaming else readings(recipe.data.train, datasets)
-                _measure_before(training, recipe, base, rows, folder, measured, read, cost)
+                _measure_before(made, training, read)
             train(training, stop)
             stop.outcome = "training is done and saved; resume=auto makes and verifies the artefact"
             _take_best(recipe, training)
-            with gathered(policy):
-                result |= ranks.from_main(
-                    lambda: _finish(stage, recipe, training, base, rows, folder, measured, {**result})
-                )
+            with gathered(made.policy):
+                result |= ranks.from_main(lambda: _finish(made, training, {**result}))
             engine.leave()
         finally:
             result |= _progress(training, folder, [source.path for source in recipe.data.train])
-            result |= {"streamed": streamed} if (streamed := rows.loader.report()) else {}
+            result |= {"streamed": streamed} if (streamed := made.rows.loader.report()) else {}
             engine.close()
-            if online:
-                online.close()
+            if made.online:
+                made.online.close()
         if engine.is_main:
-            tasks.check_gates(recipe, measured, result)
+            tasks.check_gates(recipe, made.measured, result)
     return result
 
 
-def _assembled(
+@dataclass(frozen=True)
+class _Made:
+    """What a run is made from its recipe; `cost` is what the full base does on held-out rows, of a quantised one."""
+
+    stage: Stage
+    recipe: Recipe
+    objective: Objective
+    policy: Policy
+    base: Base
+    rows: Rows
+    online: Online | None
+    measured: Sequence[FoundTask]
+    engine: Engine
+    folder: Path
+    passport: dict[str, Any]
+    cost: dict[str, float]
+
+
+def _make(
+    stage: Stage,
     recipe: Recipe,
     objective: Objective,
-    policy: Policy,
-    base: Base,
-    rows: Rows,
-    online: Online | None,
-    measured: Sequence[FoundTask],
+    datasets: Datasets | None,
+    allow_code: bool,
     engine: Engine,
-    passport: dict[str, Any],
+    start: dict[str, Any] | None,
     folder: Path,
-) -> Training:
+) -> _Made:
+    """Data, then the model, and only then the group of several processes, whose waits have an end."""
+    ranks, base = engine.ranks, find_base(recipe)
+    recipe = continued(recipe, base)
+    measured = tasks.find(recipe)
+    day = start["contract"][DATE] if start else ranks.from_main(lambda: date.today().isoformat())
+    place, kept = place_of(recipe, ranks, start), folder if ranks.is_main else None
+    rows = ranks.main_first(
+        lambda: read_rows(recipe, base, kind=stage.kind, folder=kept, datasets=datasets, day=day, place=place)
+    )
+    policy, cost = beside_full_base(stage.policy, recipe, objective, base, rows, engine, measure=start is None)
+    passport = ranks.from_main(lambda: base_passport(base, policy))
+    processes.unite(recipe, policy, rows, engine)
+    online = stage.online and stage.online(recipe, policy, base, rows, folder, allow_code, engine)
+    rows = online.rows if online else rows
+    return _Made(stage, recipe, objective, policy, base, rows, online, measured, engine, folder, passport, cost)
+
+
+def _assembled(made: _Made) -> Training:
     """The parts of the loop at step 0, tried on the longest batch."""
+    recipe, objective, policy, base, rows = made.recipe, made.objective, made.policy, made.base, made.rows
+    engine, online = made.engine, made.online
     if objective.needs_reference:
-        add_reference(recipe, policy, objective, rows, passport, engine)
+        add_reference(recipe, policy, objective, rows, made.passport, engine)
     evaluate = online.evaluate if online else evaluation(recipe, policy, objective, base, rows, engine)
     if recipe.eval.tasks_at == "evaluations":
-        evaluate = tasks.beside(evaluate, measured, recipe, policy, base, engine)
-    training = make_training(recipe, rows, policy, objective, evaluate, engine, passport, folder)
+        evaluate = tasks.beside(evaluate, made.measured, recipe, policy, base, engine)
+    training = make_training(recipe, rows, policy, objective, evaluate, engine, made.passport, made.folder)
     training.health = online.watch if online else training.health
     training.is_divided = is_divided(policy)
     _try_longest_batch(recipe, training)
@@ -174,44 +197,29 @@ def _try_longest_batch(recipe: Recipe, training: Training) -> None:
     try_longest_batch(training, spare)
 
 
-def _measure_before(
-    training: Training,
-    recipe: Recipe,
-    base: Base,
-    rows: Rows,
-    folder: Path,
-    measured: Sequence[FoundTask],
-    read: Sequence[Reading],
-    cost: dict[str, float],
-) -> None:
-    """What the model does on held-out rows, and on the tasks, before step 1.
-
-    `cost` is what a full base does in place of a quantised one.
-    """
+def _measure_before(made: _Made, training: Training, read: Sequence[Reading]) -> None:
+    """What the model does on held-out rows, and on the tasks, before step 1."""
+    recipe, policy, base, rows, main = made.recipe, made.policy, made.base, made.rows, made.engine.ranks
     if rows.held_out_examples is not None:
         log.info("measuring %d held-out rows before training", len(rows.held_out_examples))
-    values = {**training.evaluate(lambda: None), **cost}
-    policy, main = training.policy, training.engine.ranks
+    values = {**training.evaluate(lambda: None), **made.cost}
     with gathered(policy):
         shown = {"sample": main.from_main(lambda: sample_answer(policy, base, rows))}
-        shown["tasks"] = main.from_main(lambda: tasks.measure(measured, recipe, policy, base, folder, "before", read))
+        shown["tasks"] = main.from_main(
+            lambda: tasks.measure(made.measured, recipe, policy, base, made.folder, "before", read)
+        )
     training.state.before = values | shown
     if values:
         record(training, values)
         log.info("before training  %s", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
 
-def _finish(
-    stage: Stage,
-    recipe: Recipe,
-    training: Training,
-    base: Base,
-    rows: Rows,
-    folder: Path,
-    measured: Sequence[FoundTask],
-    result: dict[str, Any],
-) -> dict[str, Any]:
+def _finish(made: _Made, training: Training, result: dict[str, Any]) -> dict[str, Any]:
     """Measures, writes and proves the artefact, and fills in `result`."""
+    stage, recipe, base, rows, folder, measured = (
+        *(made.stage, made.recipe, made.base, made.rows),
+        *(made.folder, made.measured),
+    )
     state = training.state
     sample = sample_answer(training.policy, base, rows)
     result["after"] = state.evaluated

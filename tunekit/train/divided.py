@@ -1,4 +1,4 @@
-"""Tensors divided over processes, in a checkpoint: torch.distributed.checkpoint, in safetensors and without a pickle.
+"""Tensors divided over processes, in a checkpoint: torch.distributed.checkpoint, in safetensors. No pickle.
 
 Each process writes what it has; whoever resumes reads the parts that it needs, however many processes there were.
 """
