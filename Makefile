@@ -21,10 +21,11 @@ test: lint
 test-vllm: .venv/.stamp-test .venv/vllm/.stamp
 	TUNEKIT_VLLM_PYTHON=$(CURDIR)/.venv/vllm/bin/python $(BIN)/python -m pytest tests/e2e/test_vllm_server.py
 
-# Schedulers for real, on this machine alone: a Slurm of two virtual nodes, a Ray, an sshd. As root on Debian 12; nothing of
-# them runs afterwards, and nothing is written to /etc but what the packages bring.
+# Schedulers for real, on this machine alone: a Slurm of two virtual nodes, a Ray, an sshd, two hosts
+# in network namespaces; and the slower trials of two processes. As root on Debian 12;
+# nothing of them runs afterwards, and nothing is written to /etc but what the packages bring.
 test-cluster: .venv/.stamp-test .venv/.stamp-cluster
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/e2e/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/e2e
 
 .venv/.stamp-cluster: | .venv/.stamp-test
 	apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 \

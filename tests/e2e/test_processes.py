@@ -63,7 +63,7 @@ def failing(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProc
     [
         ("SIGKILL", 6, "rank 1 was killed by SIGKILL"),
         ("SIGSTOP", 6, "rank 1 did not answer within distributed.timeout"),
-        ("SIGTERM", 75, "SIGTERM: step 3 was finished and saved"),
+        pytest.param("SIGTERM", 75, "SIGTERM: step 3 was finished and saved", marks=pytest.mark.cluster),
         ("raise", 1, "ValueError: no loss today"),
         pytest.param("exit", 6, "rank 1 is gone", marks=pytest.mark.cluster),
     ],
@@ -118,7 +118,7 @@ def test_a_run_goes_on_with_more_and_with_fewer_processes(tmp_path: Path, adapte
     ("stage", "strategy"),
     [
         ("grpo", "ddp"),
-        ("ppo", "fsdp2"),
+        pytest.param("ppo", "fsdp2", marks=pytest.mark.cluster),
         pytest.param("rloo", "ddp", marks=pytest.mark.cluster),
         pytest.param("grpo", "fsdp2", marks=pytest.mark.cluster),
     ],
@@ -129,6 +129,17 @@ def test_two_processes_roll_out_what_one_does(tmp_path: Path, stage: str, strate
     process = tunekit(stage, recipe, "distributed.processes=2", f"distributed.strategy={strategy}")
     assert (alone.returncode, process.returncode) == (0, 0), process.stderr
     assert losses_of(tmp_path) == pytest.approx(losses_of(tmp_path, "alone"), rel=1e-4, abs=1e-5)
+
+
+def test_the_best_weights_of_divided_ones_are_those_that_were_measured(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "sft", adapter="none")
+    too_fast = ["train.learning_rate=1.0", "eval.steps=1", "eval.load_best_model_at_end=true"]  # so the first is best
+    process = tunekit("sft", recipe, *too_fast, "distributed.processes=2", "distributed.strategy=fsdp2")
+    assert process.returncode == 0, process.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    best = result_of(tmp_path)["best_step"]
+    assert best < 4 and result_of(tmp_path)["after"]["eval_loss"] == pytest.approx(measured[best], rel=1e-6)
 
 
 def test_processes_of_another_launcher_are_used(tmp_path: Path) -> None:
