@@ -209,7 +209,7 @@ def _loader(
         collector=collector,
         passes=passes[0],
         mini_batches=passes[1],
-        batch_size=settings.per_device_train_batch_size,
+        batch_size=settings.batch_size,
         seed=settings.seed,
         num_steps=num_steps,
         terminators=rows.loader.terminators,

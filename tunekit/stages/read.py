@@ -177,7 +177,7 @@ def make_plan(recipe: Recipe, rows: Examples, place: Place = ALONE) -> Plan:
             )
     plan = Plan(
         lengths=rows.lengths,
-        batch_size=settings.per_device_train_batch_size,
+        batch_size=settings.batch_size,
         micro_batches=micro_batches_of(recipe, place),
         epochs=settings.num_train_epochs,
         max_steps=settings.max_steps,

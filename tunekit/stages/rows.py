@@ -144,7 +144,7 @@ def micro_batches_of(recipe: Recipe, place: Place) -> int:
     if place.micro_batches is not None:
         return place.micro_batches
     if train.global_batch_size is not None:
-        return train.global_batch_size // train.per_device_train_batch_size
+        return train.global_batch_size // train.batch_size
     return train.gradient_accumulation_steps * place.world_size
 
 

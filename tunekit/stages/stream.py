@@ -46,7 +46,7 @@ def stream_rows(asked: Question, kind: str | None) -> Rows:
         asked.rendering,
         StreamSettings(
             num_steps=settings.max_steps,
-            batch_size=settings.per_device_train_batch_size,
+            batch_size=settings.batch_size,
             micro_batches=micro_batches_of(asked.recipe, asked.place),
             max_length=asked.max_length,
             seed=settings.seed,

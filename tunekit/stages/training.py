@@ -34,6 +34,7 @@ from tunekit.stages.assemble import (
     resume,
 )
 from tunekit.stages.base import Base, continued, find_base
+from tunekit.stages.batch_size import is_auto, settled, try_longest
 from tunekit.stages.full_base import beside_full_base
 from tunekit.stages.held_out import evaluation, sample_answer, sample_prompt
 from tunekit.stages.online import SAMPLES_FILE, Online
@@ -43,8 +44,7 @@ from tunekit.stages.reference import add_reference
 from tunekit.stages.rows import Datasets, Rows, readings, reusable
 from tunekit.train.engine import Engine
 from tunekit.train.folder import open_folder, replace_text, result_file, write_manifest
-from tunekit.train.loop import train, try_longest_batch
-from tunekit.train.optim import make_optimizer
+from tunekit.train.loop import train
 from tunekit.train.ranks import join
 from tunekit.train.report import plot_curve, read_metrics
 from tunekit.train.saving import load_parameters
@@ -101,14 +101,15 @@ def run(
         start = ranks.from_main(lambda: find_start(recipe, folder))
         made = _make(stage, recipe, objective, datasets, allow_code, engine, start, folder)
         training = _assembled(made)
+        recipe = try_longest(made.recipe, training, halves=is_auto(recipe) and start is None and ranks.world_size == 1)
         resume(training, start)
         if start is not None:
             stop.outcome = f"stopped before step {training.state.step + 1}; its checkpoint is there as it was"
             result["events"].append({"step": training.state.step, "text": f"resumed from {start['path']}"})
         if engine.is_main:
-            replace_text(folder / "recipe.yaml", dump(made.recipe))
+            replace_text(folder / "recipe.yaml", dump(recipe))
             write_manifest(folder, data=made.rows.facts, base_model=made.passport, contract=training.contract)
-        engine.start_trackers(recipe.run_name or folder.name, flat_values(made.recipe))
+        engine.start_trackers(recipe.run_name or folder.name, flat_values(recipe))
         try:
             if not training.state.before:
                 read = [] if recipe.data.streaming else readings(recipe.data.train, datasets)
@@ -164,9 +165,12 @@ def _make(
     measured = tasks.find(recipe)
     day = start["contract"][DATE] if start else ranks.from_main(lambda: date.today().isoformat())
     place, kept = place_of(recipe, ranks, start), folder if ranks.is_main else None
-    rows = ranks.main_first(
-        lambda: read_rows(recipe, base, kind=stage.kind, folder=kept, datasets=datasets, day=day, place=place)
-    )
+
+    def read(recipe: Recipe) -> Rows:
+        return read_rows(recipe, base, kind=stage.kind, folder=kept, datasets=datasets, day=day, place=place)
+
+    recipe = settled(recipe, base, engine, start, read)
+    rows = ranks.main_first(lambda: read(recipe))
     policy, cost = beside_full_base(stage.policy, recipe, objective, base, rows, engine, measure=start is None)
     passport = ranks.from_main(lambda: base_passport(base, policy))
     processes.unite(recipe, policy, rows, engine)
@@ -176,7 +180,7 @@ def _make(
 
 
 def _assembled(made: _Made) -> Training:
-    """The parts of the loop at step 0, tried on the longest batch."""
+    """The parts of the loop at step 0."""
     recipe, objective, policy, base, rows = made.recipe, made.objective, made.policy, made.base, made.rows
     engine, online = made.engine, made.online
     if objective.needs_reference:
@@ -187,14 +191,7 @@ def _assembled(made: _Made) -> Training:
     training = make_training(recipe, rows, policy, objective, evaluate, engine, made.passport, made.folder)
     training.health = online.watch if online else training.health
     training.is_divided = is_divided(policy)
-    _try_longest_batch(recipe, training)
     return training
-
-
-def _try_longest_batch(recipe: Recipe, training: Training) -> None:
-    settings = recipe.train
-    spare = make_optimizer(settings.optim, training.parameters, lr=0.0, weight_decay=settings.weight_decay)
-    try_longest_batch(training, spare)
 
 
 def _measure_before(made: _Made, training: Training, read: Sequence[Reading]) -> None:
