@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +19,17 @@ CASES = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found; they make all steps in one go, since each takes seconds to start."""
     folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    common = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20_000 + os.getpid() % 20_000),
+        "OMP_NUM_THREADS": "1",
+    }
     common |= {"TUNEKIT_CACHE": str(folder / "cache"), "PYTHONPATH": path}
     processes = [
         subprocess.Popen(

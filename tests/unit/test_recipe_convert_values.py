@@ -191,7 +191,7 @@ def test_packing_that_cuts_examples_has_no_counterpart(strategy: str, title: str
 )
 def test_a_config_for_several_gpus_says_what_becomes_of_its_batch(tool: str, config: dict[str, Any], keys: str) -> None:
     said = [line for line in listed(converted(tool, config), DIFFERENT) if "gradient_accumulation_steps" in line]
-    assert [f"{keys} for several: multiply train.gradient_accumulation_steps by" in line for line in said] == (
+    assert [f"{keys} for several processes: set distributed.processes to" in line for line in said] == (
         [True] if keys else []
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tunekit import offline as no_network
 from tunekit.cli.common import (
     AllowCode,
     Json,
@@ -92,7 +93,7 @@ def _train(
     as_json: bool,
     **options: bool,
 ) -> None:
-    with command(as_json, no_network=offline):
+    with command(as_json):
         resolved = load_recipe(recipe, overrides, settings, stage)
         quiet_libraries()
         if wants_processes(asked := resolved.recipe.distributed):
@@ -101,11 +102,10 @@ def _train(
             if asked.nodes > 1 or launcher.count_here(asked.processes) > 1:
                 flags = [*_flags({**options, "offline": offline, "json": as_json})]
                 arguments = [stage, recipe, *(overrides or ()), *(f"--set={each}" for each in settings or ()), *flags]
-                raise typer.Exit(
-                    launcher.start(
-                        arguments, processes=asked.processes, nodes=asked.nodes, max_restarts=asked.max_restarts
-                    )
-                )
+                counts = {"nodes": asked.nodes, "max_restarts": asked.max_restarts}
+                raise typer.Exit(launcher.start(arguments, processes=asked.processes, **counts))
+        if offline:  # not before: the agents of several processes meet over sockets
+            no_network.enter()
         from tunekit.stages.present import training_report
 
         module = import_module(f"tunekit.stages.{stage}")

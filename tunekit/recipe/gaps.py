@@ -3,9 +3,11 @@
 MISSING: what they do is not done here;  NEEDLESS: it is done anyway, or has no effect on what is trained
 """
 
-ONE_PROCESS = (
-    "this version trains in one process on one device; adapter: lora, train.activation_checkpointing and smaller "
-    "batches save memory"
+PROCESSES = "several processes are the section distributed here: processes, strategy (ddp or fsdp2), nodes"
+NO_SUCH_SETTING = "processes have no settings of that kind here"
+ONLY_FSDP2 = (
+    "what is divided here are weights, gradients and optimizer states, by distributed.strategy: fsdp2; tensor, context "
+    "and expert parallelism are not proven with it"
 )
 ONE_QUANTISATION = (
     "model.quantization has one form of each: 4bit is NF4 with double quantisation, 8bit is int8 with products in "
@@ -34,11 +36,13 @@ MISSING = [
     ("transformers", ONLY_DTYPES, "fp16"),
     ("axolotl", ONLY_DTYPES, "float16"),
     ("LLaMA-Factory", ONLY_DTYPES, "fp8 fp8_backend"),
-    ("transformers", ONE_PROCESS, "deepspeed fsdp fsdp_config accelerator_config parallelism_config"),
-    ("other tools", ONE_PROCESS, "num_gpus num_processes"),
-    ("axolotl", ONE_PROCESS, "fsdp_version fsdp_final_state_dict_type sequence_parallel_degree tensor_parallel_size"),
-    ("axolotl", ONE_PROCESS, "context_parallel_size dp_shard_size dp_replicate_size expert_parallel_size use_ray"),
-    ("LLaMA-Factory", ONE_PROCESS, "dist_config use_megatron"),
+    ("transformers", PROCESSES, "deepspeed fsdp fsdp_config accelerator_config parallelism_config"),
+    ("other tools", PROCESSES, "num_gpus num_processes"),
+    ("axolotl", PROCESSES, "fsdp_version fsdp_final_state_dict_type"),
+    ("axolotl", ONLY_FSDP2, "sequence_parallel_degree tensor_parallel_size"),
+    ("axolotl", ONLY_FSDP2, "context_parallel_size dp_shard_size dp_replicate_size expert_parallel_size"),
+    ("axolotl", "tunekit launch RECIPE --on ray does it", "use_ray"),
+    ("LLaMA-Factory", PROCESSES, "dist_config use_megatron"),
     ("axolotl", NO_RL, "trl vllm process_reward_model"),
     ("axolotl", NO_METHOD, "dpo_use_weighting dpo_norm_loss"),
     ("TRL", NO_METHOD, "use_weighting ld_alpha f_divergence_type f_alpha_divergence_coef"),
@@ -131,9 +135,9 @@ NEEDLESS = [
     ("TRL", OWN_KERNELS, "activation_offloading"),
     ("transformers", "activations are recomputed or they are not", "gradient_checkpointing_kwargs"),
     ("LLaMA-Factory", "activations are recomputed or they are not", "use_reentrant_gc upcast_layernorm"),
-    ("transformers", "there is one process", "ddp_timeout ddp_backend ddp_find_unused_parameters local_rank"),
-    ("axolotl", "there is one process", "ddp world_size ddp_broadcast_buffers ddp_bucket_cap_mb"),
-    ("LLaMA-Factory", "there is one process", "ray_num_workers ray_run_name resources_per_worker placement_strategy"),
+    ("transformers", NO_SUCH_SETTING, "ddp_timeout ddp_backend ddp_find_unused_parameters local_rank"),
+    ("axolotl", NO_SUCH_SETTING, "ddp world_size ddp_broadcast_buffers ddp_bucket_cap_mb"),
+    ("LLaMA-Factory", NO_SUCH_SETTING, "ray_num_workers ray_run_name resources_per_worker placement_strategy"),
     ("transformers", "losses are per trained token, whatever the batches", "average_tokens_across_devices"),
     ("transformers", "every step goes to metrics.jsonl", "logging_strategy logging_first_step log_level disable_tqdm"),
     ("transformers", "every step goes to metrics.jsonl", "include_num_input_tokens_seen skip_memory_metrics"),

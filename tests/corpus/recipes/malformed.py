@@ -444,9 +444,9 @@ IN_SECTION = [
 WITHOUT_COUNTERPART = [
     ("qlora", "other tools", "write adapter: lora, and quantization: 4bit below model"),
     ("quantization_method", "LLaMA-Factory", "4bit is NF4 with double quantisation, 8bit is int8"),
-    ("deepspeed", "transformers", "trains in one process"),
-    ("fsdp", "transformers", "trains in one process"),
-    ("distributed", "other tools", "trains in one process"),
+    ("deepspeed", "transformers", "the section distributed"),
+    ("fsdp", "transformers", "the section distributed"),
+    ("num_processes", "other tools", "the section distributed"),
     ("ppo", "other tools", "the stages ppo, grpo and rloo"),
     ("reward_model_type", "LLaMA-Factory", "the stages ppo, grpo and rloo"),
     ("ref_model", "other tools", "the reference is the model that training starts from"),

@@ -129,8 +129,9 @@ def _add_defaults(draft: Draft) -> None:
 def _several_processes(draft: Draft, raw: dict[str, Any]) -> None:
     if keys := [key for key, value in raw.items() if key.startswith(PROCESSES) and value]:
         draft.differ(
-            f"one process trains here; {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} for several: multiply "
-            "train.gradient_accumulation_steps by the number of GPUs that it ran on, for batches of the same size"
+            f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} for several processes: set "
+            "distributed.processes to the number of GPUs that it ran on, or multiply "
+            "train.gradient_accumulation_steps by it, for batches of the same size"
         )
 
 

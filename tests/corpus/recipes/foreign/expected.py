@@ -75,7 +75,7 @@ EXPECTED = {
             "recipe has train.lr_scheduler_type: cosine",
             "save_steps: 0.25  # a share of all steps",
             "neftune_noise_alpha: 5",
-            "deepspeed: deepspeed_configs/zero2.json  # this version trains in one process",
+            "deepspeed: deepspeed_configs/zero2.json  # several processes are the section distributed here",
             "hub_model_id: org/mine  # nothing is uploaded",
             "made_up_key: 3  # tunekit does not know this key of axolotl",
         ),
@@ -98,7 +98,7 @@ EXPECTED = {
         },
         missing=("datasets.1.type.no_input_format", 'fsdp: ["full_shard"]', "fsdp_config: "),
         needless=("group_by_length: false", "train_on_inputs: false", "strict: false"),
-        different=("axolotl cuts it into pieces of sequence_len", "fsdp, fsdp_config are for several: multiply"),
+        different=("axolotl cuts it into pieces of sequence_len", "fsdp, fsdp_config are for several processes: set"),
         absent=("data.eval_split", "adapter", "adapter.r"),
         todo=("output_dir",),
     ),
@@ -179,7 +179,7 @@ EXPECTED = {
         absent=("adapter", "adapter.r", "data.eval_split", "train.lr_scheduler_type"),
         different=(
             "the learning rate ends at zero; cosine_with_min_lr ends at its min_lr",
-            "deepspeed is for several: multiply train.gradient_accumulation_steps by the number of GPUs",
+            "deepspeed is for several processes: set distributed.processes to the number of GPUs",
         ),
     ),
     "llama_factory/pretrain.yaml": Expected(
