@@ -20,7 +20,9 @@ def ip(*arguments: str) -> None:
 
 
 @pytest.fixture
-def hosts() -> Iterator[None]:
+def hosts() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yields the list of agents to end with the hosts."""
+    agents: list[subprocess.Popen[bytes]] = []
     interfaces = [interface for interface, _ in HOSTS.values()]
     for name in HOSTS:
         ip("netns", "add", name)
@@ -32,8 +34,11 @@ def hosts() -> Iterator[None]:
             ip(*inside, "address", "add", f"{address}/24", "dev", interface)
             ip(*inside, "link", "set", interface, "up")
             ip(*inside, "link", "set", "lo", "up")
-        yield
+        yield agents
     finally:
+        for agent in agents:
+            if agent.poll() is None:
+                kill(agent)
         for name in HOSTS:
             ip("netns", "delete", name)
 
@@ -62,9 +67,10 @@ def kill(agent: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize("lost", [*HOSTS])
-def test_a_host_is_lost_and_comes_back(tmp_path: Path, hosts: None, lost: str) -> None:
+def test_a_host_is_lost_and_comes_back(tmp_path: Path, hosts: list[subprocess.Popen[bytes]], lost: str) -> None:
     path, out = recipe(tmp_path), tmp_path / "out"
     agents = {host: start(host, path) for host in HOSTS}
+    hosts.extend(agents.values())
 
     def logs() -> str:
         return "\n".join(f"{host}:\n{(tmp_path / f'{host}.log').read_text()[-3000:]}" for host in HOSTS)
@@ -75,6 +81,7 @@ def test_a_host_is_lost_and_comes_back(tmp_path: Path, hosts: None, lost: str) -
         assert agents["tunekit-b"].wait(60) == 6 and "start all of them again" in logs()
         agents["tunekit-b"] = start("tunekit-b", path)
     agents[lost] = start(lost, path)
+    hosts.extend(agents.values())
     wait_for(lambda: all(agent.poll() is not None for agent in agents.values()), logs)
     assert [agent.returncode for agent in agents.values()] == [0, 0], logs()
     assert result(out)["exit_code"] == 0 and "resuming from out/checkpoints/step-" in logs()
