@@ -227,6 +227,10 @@ VALUES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("torch", "xformers"), "sdpa"),
         "flex": "flex_attention",
     },
+    "distributed.strategy": {
+        **dict.fromkeys(("fsdp", "full_shard", "zero2", "zero3", "zero-2", "zero-3"), "fsdp2"),
+        "deepspeed": "fsdp2: it divides the same, and its checkpoints go on with another number of processes",
+    },
     "stage": {
         **dict.fromkeys(("rm", "reward_model", "rm_trainer"), "reward"),
         **dict.fromkeys(("orpo", "simpo", "ipo", "cpo"), "write dpo, and objective: the loss"),
