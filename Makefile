@@ -25,7 +25,7 @@ test-vllm: .venv/.stamp-test .venv/vllm/.stamp
 # in network namespaces; and the slower trials of two processes. As root on Debian 12;
 # nothing of them runs afterwards, and nothing is written to /etc but what the packages bring.
 test-cluster: .venv/.stamp-test .venv/.stamp-cluster
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 .venv/.stamp-cluster: | .venv/.stamp-test
 	apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 \

@@ -64,7 +64,7 @@ def failing(folder: Path, how: str, *overrides: str) -> subprocess.CompletedProc
         ("SIGKILL", 6, "rank 1 was killed by SIGKILL"),
         ("SIGSTOP", 6, "rank 1 did not answer within distributed.timeout"),
         pytest.param("SIGTERM", 75, "SIGTERM: step 3 was finished and saved", marks=pytest.mark.cluster),
-        ("raise", 1, "ValueError: no loss today"),
+        pytest.param("raise", 1, "ValueError: no loss today", marks=pytest.mark.cluster),
         pytest.param("exit", 6, "rank 1 is gone", marks=pytest.mark.cluster),
     ],
 )
@@ -84,6 +84,7 @@ def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path: Path) -> None:
     assert (tmp_path / "out/checkpoints/step-2").is_dir() and not list(tmp_path.glob("out/checkpoints/.tmp-*"))
 
 
+@pytest.mark.cluster
 def test_a_process_that_was_killed_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
     for name, how in (("killed", "SIGKILL"), ("whole", "SIGCONT")):  # which does nothing to a process that runs
         process = failing(tmp_path / name, how, "distributed.max_restarts=1")
@@ -142,6 +143,7 @@ def test_the_best_weights_of_divided_ones_are_those_that_were_measured(tmp_path:
     assert best < 4 and result_of(tmp_path)["after"]["eval_loss"] == pytest.approx(measured[best], rel=1e-6)
 
 
+@pytest.mark.cluster
 def test_processes_of_another_launcher_are_used(tmp_path: Path) -> None:
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     recipe = write_recipe(tmp_path, "sft")

@@ -204,7 +204,13 @@ def test_divided_weights_are_held_in_parts_and_gathered_a_layer_at_a_time(recipe
     assert divided["phases"]["artefact"] >= divided["baseline"] + alone["weights"] + divided["weights"]
 
 
-@pytest.mark.parametrize("settings", [(), ("adapter=lora", "train.activation_checkpointing=true")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        pytest.param(("adapter=lora", "train.activation_checkpointing=true"), marks=pytest.mark.cluster),
+    ],
+)
 def test_what_is_planned_is_within_10_percent_of_what_a_run_takes(tmp_path: Path, settings: tuple[str, ...]) -> None:
     model = plan_memory.random_llama(tmp_path / "model", width=512, layers=8)
     settings = ("train.max_steps=1", "data.eval_split=0", *settings)
