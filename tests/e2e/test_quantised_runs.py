@@ -122,6 +122,7 @@ def test_training_goes_on_from_the_adapter_in_8_bits_and_starts_from_its_referen
     assert 0 < abs(before["eval_nll"] - before["eval_nll_full"]) < 0.1
 
 
+@pytest.mark.cluster
 def test_a_reward_model_is_kept_whole_and_measured_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,6 +156,7 @@ def test_the_full_base_is_gone_before_the_quantised_one_is_loaded(folder: Path) 
     assert len(first) == 2 and first[1]() is policy and list(cost) == ["eval_loss_full"]
 
 
+@pytest.mark.cluster
 def test_nothing_is_measured_where_no_rows_are_held_out_and_it_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
